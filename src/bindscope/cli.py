@@ -1,0 +1,177 @@
+"""The command line: parse, call one public function, print. Exit codes: 0 done, 1 incomplete, 2 wrong request."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from bindscope.errors import BindscopeError, RequestError
+
+app = typer.Typer(
+    name="bindscope",
+    help="When does a language model bind a multi-token term into one concept, and when does it know the term?",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)
+
+Dtypes = Literal["auto", "float32", "bfloat16", "float16"]
+BosChoice = Literal["default", "on", "off"]
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A built-in study (tiny) or a .yaml file.")],
+    out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
+) -> None:
+    """Measure every checkpoint of a study, store the results and write report.html."""
+    from bindscope import study as studies
+    from bindscope.display import Progress, outcome
+
+    wanted = studies.load(study)
+    wanted.build_prompts()  # a bad prompt file or term set is found before anything is loaded
+    from bindscope.store import Store
+
+    store = _writable(Store, out)
+    from bindscope.execute import local
+
+    with Progress() as progress:
+        result = local.run(wanted, store, progress)
+    if all(unit.status == "failed" for unit in result.units):
+        raise result.errors[0]
+    from bindscope.report import html
+
+    outcome(store, result, html.write(store))
+    raise Exit(1 if result.errors else 0)
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="Catalogue name, local folder, .gguf file or hub id (org/name).")],
+    terms: Annotated[list[str], typer.Argument(help='Terms ("screen reader") or term sets (pilot-3).')],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag, commit, checkpoint name or step.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A text of your own that holds the terms.")] = None,
+    bos: Annotated[BosChoice | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
+    dtype: Annotated[Dtypes, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
+    from bindscope.models.suites import one
+    from bindscope.quick import look, resolve
+
+    wanted = resolve(terms)
+    ref, suite = one(model, revision)
+    from bindscope.display import looks, waiting
+    from bindscope.models.load import load
+
+    with waiting(f"loading {model}"):
+        loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
+    with waiting("measuring"):
+        found = look(loaded, wanted, prompt)
+    if as_json:
+        identity = asdict(loaded.sources.identity) if loaded.sources else None
+        print(json.dumps({"model": model, "checkpoint": asdict(ref), "identity": identity, "dtype": loaded.dtype,
+                          "bos": loaded.bos, "terms": [asdict(item) for item in found]}, ensure_ascii=False, indent=1))
+    else:
+        looks(loaded, found)
+
+
+@app.command()
+def audit(
+    models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
+    terms: Annotated[list[str] | None, typer.Option(help="Term set or term; repeat for several. All if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
+) -> None:
+    """How tokenizers cut each term, alone and in a sentence, and whether it can be measured."""
+    import pandas as pd
+
+    from bindscope.display import audit_table
+    from bindscope.models.tokenizer import tokenizer
+    from bindscope.quick import resolve
+    from bindscope.terms.audit import audit as audit_terms
+    from bindscope.terms.library import library
+
+    wanted = resolve(terms or list(library().terms))
+    table = pd.concat([audit_terms(tokenizer(name), name, wanted) for name in models], ignore_index=True)
+    if out is None:
+        audit_table(table)
+        return
+    lists = [name for name in table if str(name).endswith(("_ids", "_strings"))]
+    table[lists] = table[lists].map(lambda value: json.dumps(value, ensure_ascii=False))
+    try:
+        table.to_csv(out, index=False)
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
+    print(f"{len(table)} rows in {out}")
+
+
+@app.command()
+def suites() -> None:
+    """The catalogue of checkpoint suites."""
+    from bindscope.display import catalogue
+
+    catalogue()
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.")]) -> None:
+    """Write report.html again from stored results; no model is needed."""
+    from bindscope.report import html
+    from bindscope.store import Store
+
+    print(html.write(Store(folder, create=False)))
+
+
+@app.command()
+def doctor() -> None:
+    """The environment: versions, devices, the attention hook, the hub, disk."""
+    from bindscope.display import findings
+    from bindscope.doctor import examine
+
+    raise Exit(1 if findings(examine()) else 0)
+
+
+def _writable(store: type, out: Path):  # type: ignore[no-untyped-def]
+    try:
+        return store(out)
+    except BindscopeError as error:
+        raise RequestError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every foreseen error is one line on stderr."""
+    from bindscope import __version__
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--version"], ["-V"]):
+        print(__version__)
+        return 0
+    try:
+        app(words, standalone_mode=False)
+    except Exit as done:
+        return done.exit_code
+    except TyperException as error:
+        if error.format_message():
+            _complain(error.format_message())
+        return 2
+    except RequestError as error:
+        _complain(str(error))
+        return 2
+    except BindscopeError as error:
+        _complain(str(error))
+        return 1
+    except (KeyboardInterrupt, Abort):
+        _complain("interrupted; finished checkpoints are kept, run the same command again to go on")
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _complain(message: str) -> None:
+    print(f"bindscope: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,189 @@
+"""What the terminal shows: progress, tables, the outcome. Plain lines where the output is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from bindscope.records import CheckpointRef
+
+if TYPE_CHECKING:
+    from bindscope.doctor import Finding
+    from bindscope.execute.local import Outcome
+    from bindscope.models.load import Loaded
+    from bindscope.quick import Look
+    from bindscope.store import Store
+
+_OUT = Console(highlight=False)
+_ERR = Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """Two bars, over checkpoints and over the prompts of the current one; on a pipe, one line a checkpoint."""
+
+    def __init__(self) -> None:
+        self._live = _ERR.is_terminal
+        self._bars = Bars(TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                          TextColumn("left"), TimeRemainingColumn(), console=_ERR, disable=not self._live)
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, units: int, prompts: int) -> None:
+        self._total = prompts
+        self._units = self._bars.add_task("checkpoints", total=units)
+        self._prompts = self._bars.add_task("prompts", total=prompts)
+        self._count, self._done = units, 0
+
+    def unit(self, ref: CheckpointRef, stored: bool) -> None:
+        self._stored = stored
+        self._bars.reset(self._prompts, total=self._total, description=escape(f"{ref.suite}, {ref.label}")[:24])
+
+    def prompts(self, done: int) -> None:
+        self._bars.advance(self._prompts, done)
+
+    def end(self, ref: CheckpointRef, reason: str | None) -> None:
+        self._done += 1
+        self._bars.advance(self._units)
+        what = "failed" if reason else "found in the store" if getattr(self, "_stored", False) else "measured"
+        if not self._live:
+            print(f"[{self._done}/{self._count}] {ref.suite}, {ref.label}: {what}", file=sys.stderr, flush=True)
+        if reason:
+            self.note(f"{ref.suite}, {ref.label} failed: {reason}")
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(f"bindscope: {text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    if _ERR.is_terminal:
+        with _ERR.status(what):
+            yield
+    else:
+        yield
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def outcome(store: Store, result: Outcome, report: Path) -> None:
+    """The table at the end of a run, what failed, and where to look."""
+    from bindscope.stats.summary import by_checkpoint, excluded
+
+    binding, recognition = store.read("binding"), store.read("recognition")
+    summary = by_checkpoint(binding, recognition)
+    for suite, part in summary.groupby("suite", sort=False):
+        table = Table(title=escape(str(suite)), box=box.SIMPLE_HEAD, title_justify="left")
+        for name in ("step", "EB*", "null", "excess", "accuracy", "margin"):
+            table.add_column(name, justify="right")
+        for row in part.to_dict("records"):
+            step = str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
+            table.add_row(escape(step), *[_number(row.get(c)) for c in ("eb_star", "null", "excess", "accuracy", "margin")])
+        _OUT.print(table)
+    terms, prompts = binding["term"].nunique(), binding["prompt"].nunique()
+    _OUT.print(f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
+               "excess: EB* minus null; margin: nats per token.", soft_wrap=True)
+    if not recognition.empty:
+        _OUT.print(f"Chance accuracy is {float((1 / recognition['choices'].map(len)).mean()):.3f}.")
+    gone = excluded(binding)
+    if len(gone):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in gone["reason"].value_counts().items())
+        _OUT.print(f"Prompts without a binding value: {reasons}; the report lists them.", soft_wrap=True)
+    failed = [u for u in result.units if u.status == "failed"]
+    found = len(result.units) - len(failed) - result.measured
+    counts = [f"{n} {what}" for n, what in ((result.measured, "measured"), (found, "found in the store"),
+                                            (len(failed), "failed")) if n]
+    _OUT.print(f"Checkpoints: {', '.join(counts)}.")
+    for unit in failed:
+        _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
+    _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
+
+
+def looks(loaded: Loaded, found: Sequence[Look]) -> None:
+    """Per term its tokens, EB* with its null, and the heads that bind it."""
+    shape = f"{loaded.layers} layers x {loaded.heads} heads, {loaded.dtype}, BOS {loaded.bos}"
+    _OUT.print(f"{loaded.ref.suite}, {loaded.ref.label}: {shape}", markup=False)
+    for item in found:
+        _OUT.print()
+        _OUT.print(f"[bold]{escape(item.term)}[/bold]  " + escape(" | ".join(repr(t)[1:-1] for t in item.tokens)))
+        if item.k is None:
+            _OUT.print(f"  not measured: {item.reason}", markup=False)
+            continue
+        _OUT.print(f"  EB* {_number(item.eb_star)}   EB*_mass {_number(item.eb_star_mass)}   k {item.k}   best layer "
+                   f"{item.best_layer}   prompts {item.prompts}")
+        null = (f"  null {_number(item.null_mean)} ({item.null_n} windows)   excess {_number(item.excess)}   percentile "
+                f"{_number(item.percentile)}")
+        _OUT.print(null if item.null_mean is not None else f"  null not available: {item.reason}", markup=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("  head", "BSI", "previous-token score", "rank", "a previous-token head?"):
+            table.add_column(name, justify="right")
+        for head in item.heads:
+            table.add_row(f"  {head.layer}.{head.head}", _number(head.bsi), _number(head.previous_token_score),
+                          str(head.previous_token_rank), "yes" if head.is_previous_token else "no")
+        _OUT.print(table)
+    _OUT.print("Heads are layer.head, from 0. A previous-token head gives more than half of its attention on neutral text "
+               "to the token before;\nrank 1 has the highest such score of all heads. null: windows of k tokens "
+               "elsewhere in the same texts.", soft_wrap=True)
+
+
+def audit_table(table: pd.DataFrame) -> None:
+    """The audit on a screen."""
+    for name, part in table.groupby("tokenizer", sort=False):
+        shown = Table(title=escape(str(name)), box=box.SIMPLE_HEAD, title_justify="left")
+        for column in ("term", "alone", "in a sentence", "k", "same ids", "can be measured"):
+            shown.add_column(column, overflow="fold")
+        for row in part.to_dict("records"):
+            shown.add_row(*[escape(str(v)) for v in (
+                row["term"], _pieces(row["bare_ids"], row["bare_strings"]), _pieces(row["prompt_ids"], row["prompt_strings"]),
+                row["prompt_n"], "no" if row["forms_differ"] else "yes", "yes" if row["valid"] else f"no: {row['reason']}")])
+        _OUT.print(shown)
+
+
+def _pieces(ids: Sequence[int], strings: Sequence[str]) -> str:
+    return " ".join(f"{i}:{s!r}" for i, s in zip(ids, strings, strict=True))
+
+
+def catalogue() -> None:
+    """The suites, a line each."""
+    from bindscope.errors import BindscopeError
+    from bindscope.models.suites import names, suite
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("suite", "checkpoints", "weights", "BOS", "note"):
+        table.add_column(column, overflow="fold")
+    for name in names():
+        try:
+            found = suite(name)
+        except BindscopeError as error:
+            table.add_row(name, "-", "not installed", "-", escape(str(error)))
+            continue
+        refs = found.checkpoints
+        repo = refs[-1].repo if refs[-1].revision or "/" in refs[-1].repo and not Path(refs[-1].repo).exists() else "local"
+        table.add_row(name, str(len(refs)), escape(repo), found.bos, escape(found.note))
+    _OUT.print(table)
+
+
+def findings(found: Sequence[Finding]) -> bool:
+    """Print the doctor's findings; true where one of them is a fault."""
+    marks = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
+    for item in found:
+        _OUT.print(f"{marks[item.state]}  {item.what}: {item.seen}", markup=False, soft_wrap=True)
+    return any(item.state == "fault" for item in found)

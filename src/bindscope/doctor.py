@@ -1,0 +1,91 @@
+"""The environment in a few lines: versions, devices, the hook, the hub, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bindscope.errors import BindscopeError
+from bindscope.execute.local import versions
+from bindscope.measure.selfcheck import self_check
+from bindscope.models.files import identify
+from bindscope.models.load import cache_dir, pick_device, pick_dtype
+from bindscope.models.suites import suite
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was seen, and whether it stands in the way ("ok", "note", "fault")."""
+
+    what: str
+    seen: str
+    state: str = "ok"
+
+
+def examine() -> list[Finding]:
+    """Look at everything that a run depends on; changes nothing and never raises for what it finds."""
+    device = pick_device()
+    return [
+        Finding("versions", ", ".join(f"{k} {v}" for k, v in versions().items())),
+        Finding("device", f"{device} ({_device(device)}), {str(pick_dtype('auto', device)).removeprefix('torch.')}"),
+        _hook(),
+        *[_suite(name) for name in ("tiny", "smollm2-135m")],
+        _hub(),
+        _folder("hub cache", Path(constants.HF_HUB_CACHE)),
+        _folder("bindscope cache", cache_dir()),
+        _folder("this folder", Path.cwd()),
+    ]
+
+
+def _device(kind: str) -> str:
+    if kind == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _hook() -> Finding:
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    try:
+        check = self_check(LlamaForCausalLM(config).eval())
+    except BindscopeError as error:
+        return Finding("attention hook", str(error), "fault")
+    return Finding("attention hook", f"rows within {check.rows:.0e} of eager attention on a random Llama")
+
+
+def _suite(name: str) -> Finding:
+    try:
+        refs = suite(name).checkpoints
+        identify(refs[-1])
+    except BindscopeError as error:
+        return Finding(name, str(error), "note")
+    return Finding(name, f"{len(refs)} checkpoint{'s' if len(refs) > 1 else ''} at hand")
+
+
+def _hub() -> Finding:
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "offline by HF_HUB_OFFLINE: only cached models can be measured", "note")
+    try:
+        HfApi().model_info("openai-community/gpt2", timeout=5)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        return Finding("hub", f"{constants.ENDPOINT} is not reachable ({type(error).__name__}): local and cached models "
+                              "can be measured", "note")
+    return Finding("hub", f"{constants.ENDPOINT} answers")
+
+
+def _folder(what: str, path: Path) -> Finding:
+    there = path
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free / 2**30
+    if not os.access(there, os.W_OK):
+        return Finding(what, f"{path} cannot be written", "note")
+    return Finding(what, f"{path}, {free:.1f} GiB free", "ok" if free > 2 else "note")

@@ -1,0 +1,203 @@
+"""Token rows -> log-probabilities of continuations and bands of attention, from one forward pass.
+
+A row is a prompt with any number of continuations. Packed, they share one sequence: the prompt is encoded once, each
+continuation sees the prompt and itself at positions that follow the prompt. The vocabulary projection is applied only
+where a token of a continuation is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bindscope.errors import MeasureError
+from bindscope.measure.attention import Packing, Pass, band, recording, unsupported
+
+#: Padded tokens in one batch.
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of a prompt and of each continuation; `band`: how far below the diagonal attention is read, or 0."""
+
+    ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...] = ()
+    band: int = 0
+
+    def __len__(self) -> int:
+        """Tokens in the packed sequence: nothing is predicted from the last token of a continuation."""
+        return len(self.ids) + sum(len(c) - 1 for c in self.continuations)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """logprobs[c]: log P of each token of continuation c. band: (L, H, T, 1 + width) float32 attention of position i
+    to position 0 and to positions i - 1 ... i - width (NaN where that is before the start), or None."""
+
+    logprobs: tuple[NDArray[np.float32], ...]
+    band: NDArray[np.float32] | None
+
+
+def read(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    *,
+    packed: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], None] | None = None,
+) -> list[Reading]:
+    """Readings of all rows, in their order; the model must be under `hooked`. `progress` gets counts of rows done.
+
+    Raises MeasureError where a log-probability or an attention weight is not finite.
+    """
+    readings: dict[int, Reading] = {}
+    for batch in _batches(rows, batch_tokens if packed else 0):
+        part = [rows[i] for i in batch]
+        found = _packed(model, part) if packed else _cached(model, part[0])
+        for i, reading in zip(batch, found, strict=True):
+            readings[i] = _finite(reading, rows[i])
+        if progress is not None:
+            progress(len(batch))
+    return [readings[i] for i in range(len(rows))]
+
+
+def _batches(rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
+    """Rows of like length together, longest first, so that a batch too large for memory fails at once."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    start = 0
+    while start < len(order):
+        size = max(1, budget // max(1, len(rows[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+@torch.inference_mode()
+def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
+    T = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), T, dtype=torch.long)
+    positions = torch.zeros(len(rows), T, dtype=torch.long)
+    segments = torch.full((len(rows), T), -1, dtype=torch.long)
+    reads: list[tuple[int, int]] = []                       # (row, position) whose logits are needed
+    targets: list[list[tuple[list[int], tuple[int, ...]]]] = []   # per row and continuation: reads and target ids
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        ids[b, :n] = torch.tensor(row.ids)
+        positions[b, :n] = torch.arange(n)
+        segments[b, :n] = 0
+        first, at, mine = len(reads), n, []
+        if row.continuations:
+            reads.append((b, n - 1))                        # every continuation's first token is predicted here
+        for c, tokens in enumerate(row.continuations, 1):
+            body = len(tokens) - 1
+            ids[b, at : at + body] = torch.tensor(tokens[:-1], dtype=torch.long)
+            positions[b, at : at + body] = torch.arange(n, n + body)
+            segments[b, at : at + body] = c
+            mine.append(([first, *range(len(reads), len(reads) + body)], tokens))
+            reads += [(b, p) for p in range(at, at + body)]
+            at += body
+        targets.append(mine)
+    device = model.device
+    lengths = torch.tensor([len(row.ids) if row.band else 0 for row in rows], device=device)
+    width = max(row.band for row in rows)
+    want = band(lengths, int(lengths.max()), width) if width else None
+    packing = Packing(positions.to(device), segments.to(device)) if any(row.continuations for row in rows) else None
+    # Padding stands behind every real token, so without packing plain causal attention never sees it. With packing,
+    # the mask of ones keeps transformers from reading jumps in the positions as separate documents.
+    extra = {} if packing is None else {"attention_mask": torch.ones_like(packing.segments)}
+    with recording(want=want, packing=packing) as current, _logits_at(model, reads):
+        logits = model(ids.to(device), position_ids=positions.to(device), use_cache=False, **extra).logits[0]
+    bands = _bands(current, rows, width, model) if width else [None] * len(rows)
+    logs = _logprobs(logits, [t for row in targets for t in row])
+    out, k = [], 0
+    for row, strip in zip(rows, bands, strict=True):
+        out.append(Reading(tuple(logs[k : k + len(row.continuations)]), strip))
+        k += len(row.continuations)
+    return out
+
+
+def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) -> list[NDArray[np.float32]]:
+    """logits (N, V); targets: for each continuation, the rows of `logits` and the ids predicted there."""
+    if not targets:
+        return []
+    where = torch.tensor([i for reads, _ in targets for i in reads], device=logits.device)
+    token = torch.tensor([t for _, tokens in targets for t in tokens], device=logits.device)
+    norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
+    flat = (logits[where, token].float() - norm[where]).cpu().numpy()
+    ends = np.cumsum([len(tokens) for _, tokens in targets])[:-1]
+    return list(np.split(flat, ends))
+
+
+def _bands(
+    current: Pass, rows: Sequence[Row], width: int, model: PreTrainedModel
+) -> list[NDArray[np.float32] | None]:
+    layers = int(model.config.num_hidden_layers)
+    if missing := sorted(set(range(layers)) - set(current.rows)):
+        raise unsupported(model, f"layers {missing} of {layers} have no attention rows")
+    stack = torch.stack([current.rows[layer].float().cpu() for layer in range(layers)], 1)   # (B, L, H, T, 1 + width)
+    return [stack[b, :, :, : len(row.ids), : 1 + row.band].numpy() if row.band else None for b, row in enumerate(rows)]
+
+
+@contextmanager
+def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Within this block the vocabulary projection receives only the hidden states at `reads`: logits are (1, N, V)."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise unsupported(model, "it has no output embedding, so it predicts no next token")
+    b = torch.tensor([r[0] for r in reads], dtype=torch.long, device=head.weight.device)
+    t = torch.tensor([r[1] for r in reads], dtype=torch.long, device=head.weight.device)
+
+    def select(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][b, t][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
+    """One row without packing: the prompt's keys and values are computed once and shared by its continuations."""
+    device, n = model.device, len(row.ids)
+    width = row.band
+    want = band(torch.tensor([n], device=device), n, width) if width else None
+    with recording(want=want) as current, _logits_at(model, [(0, n - 1)]):
+        out = model(torch.tensor([row.ids], device=device), use_cache=bool(row.continuations))
+    strip = _bands(current, [row], width, model)[0] if width else None
+    if not row.continuations:
+        return [Reading((), strip)]
+    C, m = len(row.continuations), max(len(c) for c in row.continuations)
+    first = out.logits[0, :1]                                                    # (1, V)
+    logits = first.expand(C, -1)[:, None]
+    if m > 1:
+        cache = out.past_key_values
+        cache.batch_repeat_interleave(C)
+        ids = torch.zeros(C, m - 1, dtype=torch.long, device=device)
+        for c, tokens in enumerate(row.continuations):
+            ids[c, : len(tokens) - 1] = torch.tensor(tokens[:-1], dtype=torch.long)
+        positions = torch.arange(n, n + m - 1, device=device).expand(C, -1)
+        rest = model(ids, past_key_values=cache, position_ids=positions, use_cache=True).logits
+        logits = torch.cat([logits, rest], 1)                                    # (C, m, V)
+    flat = logits.flatten(0, 1)
+    targets = [([c * m + i for i in range(len(tokens))], tokens) for c, tokens in enumerate(row.continuations)]
+    return [Reading(tuple(_logprobs(flat, targets)), strip)]
+
+
+def _finite(reading: Reading, row: Row) -> Reading:
+    for values in reading.logprobs:
+        if not np.isfinite(values).all():
+            raise MeasureError(f"the model gives log-probabilities that are not finite on a prompt of {len(row.ids)} tokens; "
+                               "use float32 or bfloat16 (float16 overflows on some models)")
+    if reading.band is not None and np.isnan(reading.band[..., 0]).any():
+        raise MeasureError(f"the model gives attention weights that are not finite on a prompt of {len(row.ids)} tokens; "
+                           "use float32 or bfloat16 (float16 overflows on some models)")
+    return reading

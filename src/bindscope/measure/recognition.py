@@ -1,0 +1,71 @@
+"""Does the model know the term? Log-probability of each choice after the prompt, and the scores derived from it.
+
+All raw sums are kept, so that every normalisation can be computed later: raw (the sum), per token (published), per byte
+of the choice's text, and PMI, the sum minus the log-probability of the same text after a neutral premise (Holtzman
+2104.08315). The margin, score(gold) - max score(other), moves before accuracy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from bindscope.errors import PromptError
+from bindscope.records import Bos
+from bindscope.terms.spans import Encoded, special_prefix
+
+SCORES = ("per_token", "raw", "per_byte", "pmi")
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: str, bos: Bos) -> tuple[int, ...]:
+    """Ids of a choice after a prompt, a space between them.
+
+    The ids of prompt + choice must extend those of the prompt, otherwise P(choice | prompt) is not a product over
+    the choice's tokens. Raises PromptError naming both where they do not, or where a choice adds no token.
+    """
+    joined = (*special_prefix(tokenizer, bos),
+              *tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"])
+    n = len(encoded.ids)
+    if joined[:n] != encoded.ids:
+        raise PromptError(f"the tokenizer merges the prompt {encoded.text!r} with the choice {choice!r} at their join; "
+                          "end the prompt without a space or in punctuation")
+    if len(joined) == n:
+        raise PromptError(f"the choice {choice!r} adds no token after the prompt {encoded.text!r}")
+    return tuple(int(i) for i in joined[n:])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the choices under one normalisation; predicted is the first of the highest."""
+
+    values: NDArray[np.float64]
+    gold: int
+
+    @property
+    def predicted(self) -> int:
+        return int(self.values.argmax())
+
+    @property
+    def margin(self) -> float:
+        """score(gold) - max score(other); 0 is a tie."""
+        return float(self.values[self.gold] - np.delete(self.values, self.gold).max())
+
+
+def scores(
+    sums: Sequence[float], tokens: Sequence[int], choices: Sequence[str], unconditional: Sequence[float], gold: int
+) -> Mapping[str, Scores]:
+    """All normalisations of the summed log-probabilities (nats): keys are `SCORES`."""
+    raw = np.asarray(sums, dtype=np.float64)
+    by = {
+        "per_token": raw / np.asarray(tokens),
+        "raw": raw,
+        "per_byte": raw / np.asarray([len(choice.encode()) for choice in choices]),
+        "pmi": raw - np.asarray(unconditional, dtype=np.float64),
+    }
+    return {name: Scores(by[name], gold) for name in SCORES}
+
+

@@ -1,0 +1,97 @@
+"""Cheap checks, at every load, that what is read and edited is what the model uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bindscope.measure.attention import Edit, Want, hooked, recording, set_implementation, unsupported
+from bindscope.measure.forward import Row, read
+
+#: Largest deviation from eager attention that is accepted, by dtype: of probabilities, and of logits relative to
+#: their spread. bfloat16 keeps 8 bits of a number, float16 11; bindscope computes rows in float32 whatever the dtype.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What was found: largest deviation of rows and logits from eager attention, how far the logits move when a
+    head is silenced, and whether packed rows equal separate ones (else continuations share cached keys and values)."""
+
+    rows: float
+    logits: float
+    edit: float
+    packed: bool
+
+
+def self_check(model: PreTrainedModel, length: int = 12) -> SelfCheck:
+    """Run the checks on a probe of `length` tokens. Raises UnsupportedArchitecture, with the reason, if one fails."""
+    limit = TOLERANCE[model.dtype]
+    V = int(model.config.vocab_size)
+    ids = torch.tensor([[(7 * i * i + 3) % V for i in range(1, length + 1)]], device=model.device)
+    all_rows = torch.arange(length, device=model.device)
+    want = Want(all_rows[None], all_rows.expand(1, length, length))
+    with torch.inference_mode():
+        eager_rows, eager = _eager(model, ids)
+        with hooked(model):
+            with recording(want=want) as seen:
+                logits = model(ids, use_cache=False).logits
+            layers = int(model.config.num_hidden_layers)
+            if missing := sorted(set(range(layers)) - set(seen.rows)):
+                raise unsupported(model, f"layers {missing} of {layers} have no attention rows (linear or recurrent layers)")
+            with recording(edit=_silence(layers // 2)):
+                edited = model(ids, use_cache=False).logits
+            packed = _packing_holds(model, tuple(ids[0].tolist()), limit)
+    spread = float(eager.float().std()) or 1.0
+    off_rows = max(float((seen.rows[i] - eager_rows[i].float()).abs().max()) for i in range(layers))
+    sums = max(float(seen.sums[i].max()) for i in range(layers))
+    off_logits = float((logits - eager).float().abs().max()) / spread
+    moved = float((edited - logits).float().abs().max()) / spread
+    if not (np.isfinite(off_rows) and off_rows <= limit):
+        raise unsupported(model, f"rows read differ from its eager attention by {off_rows:.1e} (limit {limit:.0e})")
+    if not (np.isfinite(off_logits) and off_logits <= limit):
+        raise unsupported(model, f"logits under the hook differ from eager ones by {off_logits:.1e} of their spread "
+                                 f"(limit {limit:.0e})")
+    if sums > 1 + limit:
+        raise unsupported(model, f"attention rows sum to {sums:.4f}, more than 1")
+    if moved == 0:
+        raise unsupported(model, "silencing a head leaves the logits unchanged, so the hook does not reach them")
+    return SelfCheck(off_rows, off_logits, moved, packed)
+
+
+def _eager(model: PreTrainedModel, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    before = model.config._attn_implementation
+    set_implementation(model, "eager")
+    try:
+        out = model(ids, use_cache=False, output_attentions=True)
+    finally:
+        set_implementation(model, before)
+    if not getattr(out, "attentions", None) or any(a is None for a in out.attentions):
+        raise unsupported(model, "it gives no attention rows in eager mode to check against")
+    return out.attentions, out.logits
+
+
+def _silence(layer: int) -> Edit:
+    def edit(at: int, z: Tensor) -> Tensor:
+        return z if at != layer else torch.cat([torch.zeros_like(z[:, :, :1]), z[:, :, 1:]], 2)
+
+    return edit
+
+
+def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -> bool:
+    """Whether continuations packed behind a prompt score as in one forward pass each; else the cache must do so."""
+    n = len(ids) // 2
+    prompt, tails = ids[:n], (ids[n:], ids[n + 1 :], ids[: n - 1])
+    expected = []
+    for tail in tails:
+        logits = model(torch.tensor([prompt + tail], device=model.device), use_cache=False).logits[0, n - 1 : -1].float()
+        expected.append(logits.log_softmax(-1)[range(len(tail)), list(tail)].cpu().numpy())
+    for packed in (True, False):
+        found = read(model, [Row(prompt, tails)], packed=packed)[0].logprobs
+        if all(np.abs(a - b).max() <= 10 * limit for a, b in zip(found, expected, strict=True)):
+            return packed
+    raise unsupported(model, "continuations that share a prompt do not score as they do one by one")

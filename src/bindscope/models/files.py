@@ -1,0 +1,147 @@
+"""Which files make up a checkpoint, and their identity: known before anything is downloaded or loaded.
+
+The fingerprint is a SHA-256 over the names and content hashes of the weight, config and tokenizer files. The hub
+publishes those hashes, so a revision is identified without a download; in the hub's cache they are the names of the
+blobs; in a local folder the files are read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from bindscope.errors import ModelError
+from bindscope.records import CheckpointRef, Identity, digest
+
+_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+              "tokenizer.model", "spiece.model")
+_WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("pytorch_model*.bin", "pytorch_model*.bin.index.json"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One repository or folder, with the files that are used of it (name -> content hash)."""
+
+    repo: str
+    commit: str | None
+    files: dict[str, str]
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Weights and tokenizer of a checkpoint, identified but not necessarily downloaded."""
+
+    weights: Source
+    tokenizer: Source
+    identity: Identity
+
+
+def identify(ref: CheckpointRef) -> Sources:
+    """Resolve a checkpoint to commits and file hashes. Raises ModelError for what does not exist or is unreachable."""
+    weights = _source(ref, ref.repo, ref.revision, weights=True)
+    tokenizer = weights if ref.tokenizer is None else _source(ref, ref.tokenizer, None, weights=False)
+    print_ = digest(weights.files, tokenizer.files)
+    name = ref.repo if weights.folder is None or weights.commit else f"folder:{ref.suite}"
+    return Sources(weights, tokenizer, Identity(name, weights.commit, print_))
+
+
+def fetch(source: Source, files: Iterable[str] | None = None) -> Path:
+    """The folder with the source's files, or some of them; downloads what the hub's cache lacks.
+
+    Raises ModelError when that fails.
+    """
+    if source.folder is not None:
+        return source.folder
+    try:
+        return Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=list(files or source.files)))
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
+                         "kept, run again to go on") from error
+
+
+def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) -> Source:
+    folder = Path(repo).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"{repo} is a local folder and has no revision {revision!r}; leave the revision out")
+        files = [ref.gguf] if ref.gguf else _choose((p.name for p in folder.iterdir() if p.is_file()), weights, repo)
+        return Source(repo, None, {name: _sha256(folder / name) for name in files}, folder)
+    where = f"{repo} at {revision}" if revision else repo
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        hashes = {s.rfilename: s.lfs.sha256 if s.lfs else str(s.blob_id) for s in info.siblings or []}
+        return Source(repo, info.sha, {name: hashes[name] for name in _choose(hashes, weights, where)}, None)
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}; "
+                         f"{_branches(repo)}") from error
+    except GatedRepoError as error:
+        raise ModelError(f"{repo} is gated: accept its terms on the hub, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"no model {repo!r} on {constants.ENDPOINT} (or it is private: `hf auth login`)") from error
+    except HFValidationError as error:
+        raise ModelError(f"{repo!r} is not a valid repository name: {_line(error)}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        return _cached(repo, revision, weights, where, error)
+
+
+def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: Exception) -> Source:
+    """The same answer from the hub's cache, when the hub cannot be reached."""
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"cannot reach {constants.ENDPOINT} for {where}, and it is not in the cache "
+                         f"{constants.HF_HUB_CACHE}: {_line(cause)}") from error
+    files = _choose((p.name for p in folder.iterdir()), weights, where)
+    return Source(repo, folder.name, {name: (folder / name).resolve().name for name in files}, folder)
+
+
+def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
+    """The files that are used: config, tokenizer, and one kind of weights, safetensors before .bin."""
+    present = sorted(names)
+    chosen = [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in _TOKENIZER)]
+    if not weights:
+        if not chosen:
+            raise ModelError(f"{where} holds no tokenizer files")
+        return chosen
+    if "config.json" not in present:
+        raise ModelError(f"{where} holds no config.json, so it is not a model that transformers can load")
+    for patterns in _WEIGHTS:
+        if found := [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]:
+            return ["config.json", *found, *chosen]
+    raise ModelError(f"{where} holds no weights (*.safetensors or pytorch_model*.bin)")
+
+
+def _branches(repo: str) -> str:
+    try:
+        names = [ref.name for ref in HfApi().list_repo_refs(repo).branches]
+    except (HfHubHTTPError, OSError):
+        return "its branches could not be listed"
+    shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return f"its branches: {shown}"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,175 @@
+"""Any causal language model, ready to be measured: from the hub, a folder or a GGUF file.
+
+No remote code is run and no pickle is read beyond weights_only. Weights must be complete (a missing tensor would
+otherwise be initialised at random, silently) and finite.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+from bindscope.errors import BindscopeError, ModelError
+from bindscope.models.files import Sources, fetch, identify
+from bindscope.records import Bos, CheckpointRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode with its tokenizer and the facts that every result carries."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: CheckpointRef
+    sources: Sources | None
+    bos: Bos
+
+    @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def heads(self) -> int:
+        return int(self.model.config.num_attention_heads)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence, in tokens; None where the config does not say."""
+        value = getattr(self.model.config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def pick_device() -> str:
+    """The device kind that a model is loaded to: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(dtype: Dtype, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where a GPU computes in it, else float32; float16 only on demand (it gives NaN on some)."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load(
+    ref: CheckpointRef, *, bos: Bos = "default", dtype: Dtype = "auto", device: str | None = None,
+    sources: Sources | None = None,
+) -> Loaded:
+    """Load one checkpoint. Raises ModelError where it is incomplete, not finite, or cannot be read."""
+    sources = sources or identify(ref)
+    device = device or pick_device()
+    folder = fetch(sources.weights)
+    tokenizer_folder = folder if sources.tokenizer is sources.weights else fetch(sources.tokenizer)
+    if ref.gguf:
+        folder = tokenizer_folder = _from_gguf(folder, ref.gguf, sources.identity.fingerprint)
+    safe = ref.gguf is not None or any(name.endswith(".safetensors") for name in sources.weights.files)
+    name = f"{ref.suite} ({ref.label})"
+    with _loading(f"{name} cannot be loaded from {folder}"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=pick_dtype(dtype, device), use_safetensors=safe, output_loading_info=True,
+            trust_remote_code=False, local_files_only=True,
+        )
+    _check_weights(model, info, name)
+    model.to(device).eval()
+    return Loaded(model, load_tokenizer(tokenizer_folder, name), ref, sources, bos)
+
+
+def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises ModelError."""
+    with _loading(f"the tokenizer of {name} cannot be loaded from {folder}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _check_weights(model: PreTrainedModel, info: dict[str, set[str]], name: str) -> None:
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the weights of {name} lack {len(missing)} tensors, first {missing[0]!r}; transformers would "
+                         "fill them at random, so nothing is measured: use another revision or file")
+    for key, tensor in model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(f"the weights of {name} are not finite: {key!r} holds {bad} NaN or infinite values "
+                             f"(loaded as {model.dtype}); the checkpoint is damaged, or its range needs float32")
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $BINDSCOPE_CACHE, else the user's cache folder."""
+    if own := os.environ.get("BINDSCOPE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bindscope"
+
+
+def _from_gguf(folder: Path, file: str, fingerprint: str) -> Path:
+    """The GGUF file as float32 safetensors, converted once: dequantising takes ten times as long as loading."""
+    target = cache_dir() / "gguf" / fingerprint[:16]
+    if target.is_dir():
+        return target
+    try:
+        import gguf  # noqa: F401  transformers asks for it in the middle of its work, less clearly
+    except ImportError as error:
+        raise ModelError(f"reading {file} needs the package gguf: pip install gguf") from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ModelError(f"cannot write to the cache {target.parent}: {error}; set BINDSCOPE_CACHE") from error
+    try:
+        with _loading(f"{folder / file} cannot be converted"):
+            read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+            config = copy.deepcopy(read.config)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            # The tensors are dequantised, but transformers still takes the model for a quantised one and will not
+            # save it: a plain model of the same config takes them over, all of them.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.load_state_dict(read.state_dict(), strict=True)
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+            if not target.is_dir():  # another process may have converted the same file meanwhile
+                work.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Silence transformers' progress bars and warnings (what they warn of is checked here); name what fails."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (BindscopeError, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors and tokenizers raise many unrelated classes here
+        raise ModelError(f"{what}: {' '.join(str(error).split())[:400]}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

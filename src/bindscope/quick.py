@@ -1,0 +1,133 @@
+"""A quick look at one checkpoint: which heads bind a term, against the null, and are they previous-token heads?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bindscope.errors import PromptError, SpanError
+from bindscope.measure.checkpoint import measure
+from bindscope.models.load import Loaded
+from bindscope.records import Prompt, Protocol, Term
+from bindscope.terms.library import library
+from bindscope.terms.spans import encode, locate
+
+#: Sentences that can carry any term, with the term away from the start and text on both sides of it.
+CARRIERS = (
+    "In this short text, the words {term} are used several times, and each time they mean the same.",
+    "We talked for an hour about {term} before anybody asked what that was supposed to be good for.",
+    "The second chapter of the book explains {term} with two examples and a drawing on the last page.",
+    "Somebody had written {term} on the board, and the whole class copied it down without a question.",
+    "If you have never heard of {term} until today, the glossary at the end of this guide will help.",
+    "Her notes from the meeting mention {term} twice, once near the top and once in the last line.",
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that binds the term: mean BSI, its previous-token score, and that score's rank (1 is the highest)."""
+
+    layer: int
+    head: int
+    bsi: float
+    previous_token_score: float
+    previous_token_rank: int
+
+    @property
+    def is_previous_token(self) -> bool:
+        """On neutral text, more than half of its attention goes to the token before."""
+        return self.previous_token_score > 0.5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one term looks like in one model; means over its prompts. None with a `reason` where it has no value."""
+
+    term: str
+    tokens: tuple[str, ...]
+    k: int | None
+    prompts: int
+    eb_star: float | None
+    eb_star_mass: float | None
+    null_mean: float | None
+    null_n: int
+    excess: float | None
+    percentile: float | None
+    best_layer: int | None
+    heads: tuple[Head, ...]
+    reason: str | None
+
+
+def resolve(names: Sequence[str]) -> tuple[Term, ...]:
+    """Terms of the library by set or term name; a text of several words that is not among them is a term of its own.
+
+    Raises UnknownName for a single word that the library does not know.
+    """
+    known = library()
+    out: dict[str, Term] = {}
+    for name in names:
+        if len(name.split()) > 1 and name not in known.terms and name not in known.sets:
+            out[name] = Term(" ".join(name.split()))
+        else:
+            out |= {term.name: term for term in known.select(name)}
+    return tuple(out.values())
+
+
+def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: int = 5) -> list[Look]:
+    """Measure the binding of each term in the carrier sentences, or in `text`, which must hold the terms.
+
+    With `text`, null windows are taken from the text and from the carrier sentences. Raises SpanError where a term is
+    absent from `text`, PromptError for an empty text.
+    """
+    if text is not None and not text.strip():
+        raise PromptError("the prompt is empty; give a text that holds the term")
+    prompts = [Prompt(f"{t.name}/carrier/{i}", t.name, carrier.format(term=t.name), "generation", t.aliases)
+               for t in terms for i, carrier in enumerate(CARRIERS)]
+    if text is not None:
+        for term in terms:
+            _present(loaded, term, text)
+        prompts += [Prompt(f"{t.name}/text", t.name, text, "generation", t.aliases) for t in terms]
+    results, _ = measure(loaded, prompts, Protocol(bos=loaded.bos))
+    tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
+    rows, pts = tables["binding"], tables["heads"]["previous_token_score"].to_numpy()
+    wanted = rows["prompt"].str.contains("/text" if text is not None else "/carrier/", regex=False)
+    return [_look(loaded, term, rows[wanted & (rows["term"] == term.name)], pts, heads) for term in terms]
+
+
+def _present(loaded: Loaded, term: Term, text: str) -> None:
+    try:
+        locate(encode(loaded.tokenizer, text, loaded.bos), term.name, term.aliases)
+    except SpanError as error:
+        if error.reason == "absent":
+            raise
+
+
+def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads: int) -> Look:
+    found = rows[rows["reason"].isna()]
+    if found.empty:
+        return Look(term.name, (), None, 0, None, None, None, 0, None, None, None, (), str(rows["reason"].iloc[0]))
+    bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
+    ranks = (-pts).argsort().argsort() + 1
+    top = tuple(Head(int(i) // loaded.heads, int(i) % loaded.heads, float(bsi[i]), float(pts[i]), int(ranks[i]))
+                for i in (-bsi).argsort()[:heads])
+    tokens, _ = Counter(tuple(s) for s in found["span_strings"]).most_common(1)[0]
+    return Look(
+        term.name, tokens, len(tokens), len(found), _mean(found, "eb_star"), _mean(found, "eb_star_mass"),
+        _mean(found, "null_mean"), int(found["null_n"].min()), _mean(found, "excess"), _mean(found, "percentile"),
+        int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()), top,
+        _only(found["null_reason"]),
+    )
+
+
+def _mean(rows: pd.DataFrame, column: str) -> float | None:
+    values: Any = rows[column].dropna()
+    return float(values.mean()) if len(values) == len(rows) else None
+
+
+def _only(reasons: pd.Series) -> str | None:
+    return next((str(r) for r in reasons.dropna()), None)

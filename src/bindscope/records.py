@@ -1,0 +1,176 @@
+"""The records that flow through the program: terms, prompts, checkpoints, studies, measurements.
+
+All are frozen. Text and numbers only: no tensors, no models, so that every layer can import this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal
+
+#: Part of every result's key: raised whenever the meaning of a stored column changes.
+SCHEMA_VERSION = 1
+
+Task = Literal["recognition", "generation"]
+Format = Literal["listed", "cloze"]
+Bos = Literal["default", "on", "off"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A recognition item: every choice continues `stem` as a sentence; `answer` is the right one."""
+
+    kind: str
+    stem: str
+    answer: str
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The beginning of a sentence that the model continues."""
+
+    kind: str
+    text: str
+    max_tokens: int = 20
+
+
+@dataclass(frozen=True)
+class Term:
+    """A multi-token expression, with the prompts that ask about it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    definition: str = ""
+    source: str = ""
+    questions: tuple[Question, ...] = ()
+    openings: tuple[Opening, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text fed to a model. For recognition, `choices` continue it and `answer` is the index of gold.
+
+    `id` is unique in a run and begins with the term. `rotation` 0 is the one whose binding is measured: in other
+    rotations only text after the first occurrence of the term differs, which causal attention cannot see.
+    """
+
+    id: str
+    term: str
+    text: str
+    task: Task
+    aliases: tuple[str, ...] = ()
+    kind: str = ""
+    choices: tuple[str, ...] = ()
+    answer: int | None = None
+    max_tokens: int | None = None
+    format: Format | None = None
+    rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a term stands in a tokenized prompt.
+
+    tokens: positions s_1 < ... < s_k in the sequence that the model sees (BOS included); chars: the term's character
+    interval in the prompt; occurrences: how often the term occurs (the first is used).
+    """
+
+    tokens: tuple[int, ...]
+    chars: tuple[int, int]
+    occurrences: int
+
+    @property
+    def k(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """One checkpoint of a suite: where its weights are, and where it stands in training.
+
+    repo: a hub repository or a local folder; revision: a branch, tag or commit (hub only); step: optimizer steps,
+    None where unknown; tokenizer: another repository or folder, where the weights' own has none.
+    """
+
+    suite: str
+    repo: str
+    revision: str | None = None
+    step: int | None = None
+    tokenizer: str | None = None
+    gguf: str | None = None
+
+    @property
+    def label(self) -> str:
+        if self.step is not None:
+            return f"step {self.step:,}"
+        return self.revision or "final"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What exactly was measured: the resolved commit and a hash over the bytes of weights, config and tokenizer."""
+
+    repo: str
+    commit: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every choice that changes a number. Part of the key of each result."""
+
+    format: Format = "listed"
+    rotate: bool = True
+    bos: Bos = "default"
+    premise: str = "Answer:"
+    min_null: int = 30
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The result of one measure on one checkpoint: column -> values, one row per prompt, choice, window or head."""
+
+    measure: str
+    columns: Mapping[str, list[Any]]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a shard came to be; written beside its numbers."""
+
+    versions: Mapping[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+    device: str
+    dtype: str
+    bos: str
+    attention: str
+    identity: Identity
+    checkpoint: CheckpointRef
+    protocol: Protocol
+    started: str
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    def plain(x: Any) -> Any:
+        if is_dataclass(x) and not isinstance(x, type):
+            return asdict(x)
+        raise TypeError(f"{type(x).__name__} has no canonical form")
+
+    return json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 (hex) over the canonical form of the values."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""A results folder -> report.html: one file, no request leaves it, every text escaped."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bindscope.report.figures import emergence, svg
+from bindscope.stats.summary import by_checkpoint, excluded
+from bindscope.store import RunFile, Store
+
+_PAGE = Environment(loader=PackageLoader("bindscope.report"), autoescape=True, undefined=StrictUndefined,
+                    trim_blocks=True, lstrip_blocks=True)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; a missing one is said to be missing."""
+    return "not available" if value is None or pd.isna(value) else f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def write(store: Store) -> Path:
+    """Draw the report of a results folder and return its path. Raises StoreError where the results cannot be read."""
+    run = store.read_run()
+    binding, recognition = store.read("binding"), store.read("recognition")
+    summary = by_checkpoint(binding, recognition) if not binding.empty else pd.DataFrame({"suite": []})
+    page = _PAGE.get_template("report.html.j2").render(
+        study=run.study,
+        version=version("bindscope"),
+        suites=[_suite(str(name), part) for name, part in summary.groupby("suite", sort=False)],
+        failed=[{"name": f"{u.checkpoint.suite}, {u.checkpoint.label}", "reason": u.reason}
+                for u in run.units if u.status == "failed"],
+        excluded=excluded(binding).to_dict("records") if not binding.empty else [],
+        **_facts(store, run),
+    )
+    path = store.root / "report.html"
+    temp = path.with_suffix(".tmp")
+    temp.write_text(page, encoding="utf-8")
+    temp.replace(path)
+    return path
+
+
+def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:
+    figures = []
+    if part["step"].notna().all() and len(part) > 1:
+        lines = {"eb_star": "EB* of the terms", "null": "EB* of other windows (null)"}
+        figures.append(_figure(part, lines, "Binding", "EB*", "Bands are 95% intervals over terms."))
+        if "accuracy" in part:
+            lines = {"accuracy": "recognition accuracy", "chance": "chance"}
+            figures.append(_figure(part, lines, "Recognition", "accuracy", "The band is the 95% interval over terms."))
+    rows = [{"label": _label(row), "cells": [_cell(row, name) for name in _COLUMNS]} for row in part.to_dict("records")]
+    return {"name": name, "answer": _answer(part), "figures": figures, "rows": rows}
+
+
+_COLUMNS = ("eb_star", "null", "excess", "accuracy", "margin")
+
+
+def _label(row: dict[str, Any]) -> str:
+    return str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row or pd.isna(row[name]):
+        return "not available"
+    if f"{name}_low" not in row or pd.isna(row[f"{name}_low"]):
+        return number(row[name])
+    return f"{number(row[name])} [{number(row[f'{name}_low'], 2)}, {number(row[f'{name}_high'], 2)}]"
+
+
+def _answer(part: pd.DataFrame) -> str:
+    """What the numbers say, in words, without a claim that they do not carry."""
+    last = part.iloc[-1]
+    text = f"At the last checkpoint EB* is {number(last['eb_star'])} and its excess over other windows of as many tokens " \
+           f"is {number(last['excess'])} (95% interval over terms {number(last['excess_low'], 2)} to " \
+           f"{number(last['excess_high'], 2)})."
+    if "accuracy" in part:
+        text += f" The right answer is chosen in {number(100 * last['accuracy'], 0)}% of the questions, chance is " \
+                f"{number(100 * last['chance'], 0)}%."
+    if len(part) > 1:
+        text += f" {len(part)} checkpoints were measured."
+    return text
+
+
+def _figure(part: pd.DataFrame, lines: dict[str, str], title: str, axis: str, caption: str) -> dict[str, Any]:
+    first, last = part.iloc[0], part.iloc[-1]
+    ends = "; ".join(f"{label} goes from {number(first[c])} at step {_label(first.to_dict())} to {number(last[c])} at "
+                     f"step {_label(last.to_dict())}" for c, label in lines.items())
+    return {"svg": Markup(svg(emergence(part, lines, title, axis))),  # drawn by us from numbers and fixed labels
+            "alt": f"Line chart, {title.lower()} by training step: {ends}. The table below holds every value.",
+            "caption": caption}
+
+
+def _facts(store: Store, run: RunFile) -> dict[str, Any]:
+    done = [u for u in run.units if u.status == "done"]
+    facts: list[tuple[str, str]] = [("Units", f"{len(done)} of {len(run.units)} measured")]
+    rows = []
+    for unit in done:
+        p = store.provenance(unit.checkpoint, "binding", unit.keys["binding"])
+        if not rows:
+            facts += [
+                ("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts"))),
+                ("Format", f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}"),
+                ("BOS token", p["bos"]), ("Computed", f"{p['dtype']} on {p['device']}, {p['attention']}"),
+                ("Versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
+                ("bindscope source", f"commit {p['git_commit']}{', changed since' if p['git_dirty'] else ''}"
+                 if p["git_commit"] else "an installed release"),
+            ]
+        rows.append({"name": f"{unit.checkpoint.suite}, {unit.checkpoint.label}", "commit": p["identity"]["commit"] or "local",
+                     "fingerprint": p["identity"]["fingerprint"][:16], "check": p["notes"][0].removeprefix("self-check: ")})
+    facts.append(("Seconds of measuring", f"{sum(store.provenance(u.checkpoint, 'binding', u.keys['binding'])['seconds'] for u in done):.0f}"))
+    if strangers := store.strangers():
+        facts.append(("Not shown", f"{strangers} shards in the folder belong to another study or protocol"))
+    return {"facts": facts, "checkpoints": rows}

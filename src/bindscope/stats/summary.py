@@ -1,0 +1,49 @@
+"""One row per checkpoint: how strongly terms are bound, against their null, and how well they are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bindscope.stats.resample import cluster_mean
+
+#: Column in the stored tables -> name in the summary.
+_BINDING = {"eb_star": "eb_star", "null_mean": "null", "excess": "excess"}
+_RECOGNITION = {"correct_per_token": "accuracy", "margin_per_token": "margin"}
+
+
+def by_checkpoint(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFrame:
+    """Means over prompts with 95% intervals that redraw terms.
+
+    binding, recognition: the stored tables. One row per suite and checkpoint in the order stored, with, for each
+    quantity, its mean, `_low`, `_high` and `_n` (prompts with a value); `chance` is the mean of 1 / number of choices.
+    """
+    rows: list[dict[str, Any]] = []
+    order = binding[["suite", "revision", "step"]].drop_duplicates()
+    for suite, revision, step in order.itertuples(index=False):
+        row: dict[str, Any] = {"suite": suite, "revision": revision, "step": step}
+        for table, columns in ((binding, _BINDING), (recognition, _RECOGNITION)):
+            if not table.empty:
+                part = table[(table["suite"] == suite) & (table["revision"] == revision)]
+                for column, name in columns.items():
+                    row |= _interval(part, column, name)
+        if not recognition.empty:
+            row["chance"] = float((1 / recognition["choices"].map(len)).mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
+    kept = part[part[column].notna()]
+    if kept.empty:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
+    found = cluster_mean(kept[column].astype(float), kept["term"])
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": len(kept)}
+
+
+def excluded(binding: pd.DataFrame) -> pd.DataFrame:
+    """Prompts without a binding value: prompt, reason, and at how many checkpoints."""
+    gone = binding[binding["reason"].notna()]
+    return gone.groupby(["prompt", "reason"], sort=True).size().rename("checkpoints").reset_index()

@@ -1,0 +1,170 @@
+"""Results on disk: one Parquet shard per checkpoint and measure, found by key and never by name.
+
+The key covers everything that changes a number: repository, resolved commit, fingerprint of the files, dtype, device
+kind, measure, prompts and protocol, schema version. A shard carries its key and its provenance in the Parquet metadata.
+Writing is temp file, fsync, os.replace: a shard is whole or absent. `run.json` lists the units of the run and what
+became of each, so that results of an older protocol in the same folder are never mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bindscope.errors import StoreError
+from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Measurement, Prompt, Protocol, Provenance, digest
+
+_META = b"bindscope"
+_FAULTS = (OSError, pa.ArrowException, ValueError, KeyError)
+
+
+def result_key(
+    identity: Identity, dtype: str, device: str, measure: str, prompts: Sequence[Prompt], protocol: Protocol
+) -> str:
+    """SHA-256 (hex) over everything that changes a result."""
+    return digest(identity, dtype, device, measure, list(prompts), protocol, SCHEMA_VERSION)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One checkpoint of a run and what became of it. keys: measure -> result key."""
+
+    checkpoint: CheckpointRef
+    status: Literal["pending", "done", "failed"]
+    keys: dict[str, str]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """`run.json`: the study as asked, and its units in order."""
+
+    study: dict[str, Any]
+    units: tuple[Unit, ...]
+
+
+class Store:
+    """A results folder. Creating one makes the folder; raises StoreError where it cannot be written."""
+
+    def __init__(self, root: Path, create: bool = True) -> None:
+        self.root = root
+        try:
+            if create:
+                (root / "shards").mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=root):
+                    pass
+        except OSError as error:
+            raise StoreError(f"cannot write to the folder {root}: {error.strerror or error}") from error
+        if not (root / "shards").is_dir():
+            raise StoreError(f"{root} is not a results folder: it has no shards/; make one with `bindscope run`")
+
+    def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:
+        """Where the shard lives. The name helps people; the key inside the file decides."""
+        label = ref.revision or Path(ref.repo).name
+        return self.root / "shards" / _slug(ref.suite) / _slug(label) / f"{measure}-{key[:16]}.parquet"
+
+    def fault(self, ref: CheckpointRef, measure: str, key: str) -> str | None:
+        """Why the shard cannot be used: None if it is there and whole, "" if it is absent, else what is wrong."""
+        path = self.path(ref, measure, key)
+        if not path.exists():
+            return ""
+        try:
+            found = _metadata(pq.read_table(path, page_checksum_verification=True))
+        except _FAULTS as error:
+            return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"
+        return None if found["key"] == key else f"{path} holds another result (key {found['key'][:16]}): measured again"
+
+    def write(self, ref: CheckpointRef, key: str, result: Measurement, provenance: Provenance) -> Path:
+        """Write one shard atomically. Raises StoreError (full disk, no permission); nothing half-written remains."""
+        table = pa.table({name: pa.array(values) for name, values in result.columns.items()})
+        meta = {"key": key, "measure": result.measure, "schema": SCHEMA_VERSION, "provenance": asdict(provenance)}
+        table = table.replace_schema_metadata({_META: json.dumps(meta, ensure_ascii=False).encode()})
+        path = self.path(ref, result.measure, key)
+        _atomic(path, lambda temp: pq.write_table(table, temp, compression="zstd", write_page_checksum=True))
+        return path
+
+    def write_run(self, run: RunFile) -> None:
+        """Record the study and the state of its units."""
+        text = json.dumps(asdict(run), ensure_ascii=False, indent=1)
+        _atomic(self.root / "run.json", lambda temp: temp.write_text(text, encoding="utf-8"))
+
+    def read_run(self) -> RunFile:
+        """The recorded run. Raises StoreError where there is none or it is damaged."""
+        path = self.root / "run.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            units = tuple(Unit(CheckpointRef(**u.pop("checkpoint")), **u) for u in raw["units"])
+            return RunFile(raw["study"], units)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"cannot read {path}: {error}; run `bindscope run` with this folder again") from error
+
+    def read(self, measure: str) -> pd.DataFrame:
+        """All rows of one measure over the run's finished units, with the columns suite, revision and step in front.
+
+        Raises StoreError for a shard that is missing or damaged.
+        """
+        frames = []
+        for unit in self.read_run().units:
+            if unit.status != "done":
+                continue
+            ref, key = unit.checkpoint, unit.keys[measure]
+            fault = self.fault(ref, measure, key)
+            if fault is not None:
+                raise StoreError(fault or f"{self.path(ref, measure, key)} is missing; run `bindscope run` again")
+            frame = pq.read_table(self.path(ref, measure, key)).to_pandas()
+            frame.insert(0, "step", ref.step)
+            frame.insert(0, "revision", ref.revision or Path(ref.repo).name)
+            frame.insert(0, "suite", ref.suite)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
+        """How a shard came to be."""
+        return dict(_metadata(pq.read_table(self.path(ref, measure, key)))["provenance"])
+
+    def strangers(self) -> int:
+        """Shards in the folder that the recorded run does not use (an older protocol, a longer study)."""
+        mine = {self.path(u.checkpoint, m, k) for u in self.read_run().units for m, k in u.keys.items()}
+        return len(set((self.root / "shards").rglob("*.parquet")) - mine)
+
+
+def _metadata(table: pa.Table) -> dict[str, Any]:
+    meta = json.loads((table.schema.metadata or {})[_META])
+    if not isinstance(meta, dict):
+        raise ValueError("no bindscope metadata")
+    return meta
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def _atomic(path: Path, write: Any) -> None:
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temp)
+            with temp.open("rb+") as file:
+                os.fsync(file.fileno())
+            temp.replace(path)
+        finally:
+            temp.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was measured before is kept, "
+                         "run again when there is room") from error

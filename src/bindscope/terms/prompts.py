@@ -1,0 +1,157 @@
+"""Terms -> prompts, and prompts in and out of JSON lines.
+
+A recognition question has two formats. *Listed* shows the choices in the prompt (the published one); *cloze* shows
+the stem only. In both, the continuation that is scored is the text of a choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bindscope.errors import PromptError
+from bindscope.records import Format, Prompt, Question, Term
+from bindscope.terms.library import library
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def build(terms: Iterable[Term], format: Format = "listed", rotate: bool = True) -> tuple[Prompt, ...]:
+    """All prompts of the terms: their questions, then their openings.
+
+    Without rotation gold stands at a place that moves on by one from question to question. With `rotate` every
+    listed question appears once per choice, its options shifted cyclically, so gold stands equally often in each
+    place. Cloze prompts show no options and are not rotated.
+    """
+    prompts: list[Prompt] = []
+    shift = 0
+    for term in terms:
+        for question in term.questions:
+            turns = len(question.wrong) + 1 if rotate and format == "listed" else 1
+            prompts += [_question(term, question, format, shift, turn) for turn in range(turns)]
+            shift += 1
+        prompts += [
+            Prompt(f"{term.name}/generation/{o.kind}", term.name, o.text, "generation", term.aliases, o.kind,
+                   max_tokens=o.max_tokens)
+            for o in term.openings
+        ]
+    _check_unique(prompts)
+    return tuple(prompts)
+
+
+def _question(term: Term, question: Question, format: Format, shift: int, turn: int) -> Prompt:
+    n = len(question.wrong) + 1
+    gold = (shift + turn) % n
+    options = [question.answer, *question.wrong]
+    choices = tuple(options[(i - gold) % n] for i in range(n))
+    text = question.stem if format == "cloze" else listed(question.stem, choices)
+    return Prompt(f"{term.name}/recognition/{question.kind}/{format}/{turn}", term.name, text, "recognition",
+                  term.aliases, question.kind, choices, gold, format=format, rotation=turn)
+
+
+def listed(stem: str, choices: Iterable[str]) -> str:
+    """The question with its options, one a line."""
+    options = "".join(f"{letter}) {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{stem}:\n{options}Answer:"
+
+
+def _check_unique(prompts: list[Prompt]) -> None:
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise PromptError(f"two prompts have the id {prompt.id!r}; ids must be unique in a run")
+        seen.add(prompt.id)
+
+
+def read_jsonl(path: Path) -> tuple[Prompt, ...]:
+    """Prompts in the published format: one JSON object a line with term, task, template, prompt_id and, for
+    recognition, choices and answer_idx. Keys written by `write_jsonl` are read back. Blank lines are skipped.
+
+    Raises PromptError that names the file and the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read the prompt file {path}: {error}") from error
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                prompts.append(_from_json(json.loads(line)))
+            except (ValueError, PromptError) as error:
+                raise PromptError(f"{path}:{number}: {error}") from error
+    if not prompts:
+        raise PromptError(f"{path}: no prompts in the file")
+    _check_unique(prompts)
+    return tuple(prompts)
+
+
+_TEXTS = ("term", "task", "template", "prompt_id")
+_KNOWN = {*_TEXTS, "choices", "answer", "answer_idx", "max_tokens", "kind", "format", "rotation", "aliases"}
+
+
+def _from_json(row: Any) -> Prompt:
+    if not isinstance(row, dict):
+        raise PromptError(f"expected a JSON object, got {type(row).__name__}")
+    for key in _TEXTS:
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise PromptError(f"{key!r} must be a non-empty text, got {row.get(key)!r}")
+    if unknown := set(row) - _KNOWN:
+        raise PromptError(f"unknown keys {', '.join(sorted(unknown))}; known: {', '.join(sorted(_KNOWN))}")
+    term, task = row["term"], row["task"]
+    aliases = row.get("aliases")
+    if aliases is None:
+        aliases = library().terms[term].aliases if term in library().terms else ()
+    if not isinstance(aliases, list | tuple) or not all(isinstance(a, str) and a for a in aliases):
+        raise PromptError(f"'aliases' must be a list of texts, got {aliases!r}")
+    rotation, kind, limit = row.get("rotation", 0), row.get("kind", ""), row.get("max_tokens")
+    if not isinstance(rotation, int) or not isinstance(kind, str):
+        raise PromptError(f"'rotation' must be a whole number and 'kind' a text, got {rotation!r} and {kind!r}")
+    if task == "generation":
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise PromptError(f"'max_tokens' must be a positive whole number, got {limit!r}")
+        return Prompt(f"{term}/{row['prompt_id']}", term, row["template"], "generation", tuple(aliases), kind,
+                      max_tokens=limit)
+    if task != "recognition":
+        raise PromptError(f"'task' must be 'recognition' or 'generation', got {task!r}")
+    choices, gold = _choices(row)
+    format = row.get("format", "listed")
+    if format not in ("listed", "cloze"):
+        raise PromptError(f"'format' must be 'listed' or 'cloze', got {format!r}")
+    return Prompt(f"{term}/{row['prompt_id']}", term, row["template"], "recognition", tuple(aliases), kind,
+                  choices, gold, format=format, rotation=rotation)
+
+
+def _choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    choices, gold = row.get("choices"), row.get("answer_idx")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise PromptError(f"'choices' must list at least two texts, got {choices!r}")
+    if not all(isinstance(c, str) and c.strip() for c in choices):
+        raise PromptError(f"'choices' holds an empty or non-text choice: {choices!r}")
+    if len(set(choices)) < len(choices):
+        raise PromptError(f"'choices' holds the same text twice: {choices!r}")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        raise PromptError(f"'answer_idx' must be 0 to {len(choices) - 1}, got {gold!r}")
+    letter = row.get("answer")
+    if letter is not None and letter not in (LETTERS[gold], choices[gold]):
+        raise PromptError(f"'answer' is {letter!r} but 'answer_idx' {gold} is {LETTERS[gold]!r} ({choices[gold]!r})")
+    return tuple(choices), gold
+
+
+def write_jsonl(prompts: Iterable[Prompt], path: Path) -> None:
+    """Write prompts in the published format, with the keys that it lacks added. `read_jsonl` gives them back."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _to_json(prompts)), encoding="utf-8")
+
+
+def _to_json(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
+    for p in prompts:
+        row: dict[str, Any] = {"term": p.term, "task": p.task, "template": p.text}
+        if p.task == "recognition":
+            assert p.answer is not None
+            row |= {"answer": LETTERS[p.answer] if p.answer < len(LETTERS) else p.choices[p.answer],
+                    "choices": list(p.choices), "answer_idx": p.answer, "format": p.format, "rotation": p.rotation}
+        elif p.max_tokens is not None:
+            row["max_tokens"] = p.max_tokens
+        yield row | {"prompt_id": p.id.removeprefix(f"{p.term}/"), "kind": p.kind, "aliases": list(p.aliases)}
