@@ -96,6 +96,8 @@ def _from_catalogue(name: str, row: dict[str, Any]) -> Suite:
 def from_folder(folder: Path, name: str | None = None) -> Suite:
     """A suite from a local folder: its `checkpoint-N` (or `stepN`) directories by N, or the folder itself."""
     name = name or folder.resolve().name
+    if not folder.is_dir():
+        raise ModelError(f"{name}: the folder {folder} does not exist")
     steps = {}
     for child in folder.iterdir():
         if (match := re.fullmatch(r"(?:checkpoint|step)[-_]?(\d+)", child.name)) and (child / "config.json").is_file():

@@ -72,7 +72,7 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
     Raises PromptError that names the file and the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").split("\n")  # not splitlines: texts may hold U+0085 or U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the prompt file {path}: {error}") from error
     prompts = []
@@ -142,7 +142,8 @@ def _choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
 
 def write_jsonl(prompts: Iterable[Prompt], path: Path) -> None:
     """Write prompts in the published format, with the keys that it lacks added. `read_jsonl` gives them back."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _to_json(prompts)), encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _to_json(prompts))
+    path.write_bytes(text.encode("utf-8"))
 
 
 def _to_json(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:

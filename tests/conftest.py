@@ -1,0 +1,50 @@
+"""Fixtures shared by the tests. Everything runs offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+import models
+from bindscope.measure.checkpoint import neutral_text
+from bindscope.terms.library import library
+from bindscope.terms.prompts import build
+
+SHARED = Path(os.environ.get("BINDSCOPE_SHARED", Path(__file__).parents[2] / "shared"))
+REAL_TOKENIZERS = ("gpt2", "neox", "olmo", "llama3", "qwen25")
+
+
+def shared(*parts: str) -> Path:
+    """A file of the reference data that lies beside a developer's checkout; the test is skipped where it does not."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"reference file {'/'.join(parts)} is not at hand (set BINDSCOPE_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session", params=REAL_TOKENIZERS)
+def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """Each of five real tokenizers."""
+    return PreTrainedTokenizerFast(tokenizer_file=str(shared("tokenizers", request.param, "tokenizer.json")))
+
+
+@pytest.fixture(scope="session")
+def words() -> PreTrainedTokenizerFast:
+    """A small tokenizer trained on the library's prompts and the neutral text."""
+    return models.tokenizer([p.text for p in build(library().select("accessibility"), "cloze", False)] + [neutral_text()])
+
+
+@pytest.fixture(scope="session")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast) -> Path:
+    """A suite of two random GPT-NeoX checkpoints, the way Trainer writes them."""
+    folder = tmp_path_factory.mktemp("suite")
+    words.save_pretrained(folder)
+    for step in (0, 10):
+        models.save(folder / f"checkpoint-{step}", None, seed=step, vocab_size=len(words))
+    return folder

@@ -1,0 +1,173 @@
+"""The hook against eager attention, the model's own logits, and edits made by another route."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from bindscope.errors import UnsupportedArchitecture
+from bindscope.measure.attention import Want, hooked, recording
+from bindscope.measure.selfcheck import self_check
+
+TOLERANCE = 1e-5
+T = 20
+
+
+@pytest.fixture(scope="module", params=list(models.ARCHITECTURES))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return models.build(*models.ARCHITECTURES[request.param])
+
+
+def _ids(batch: int, length: int = T) -> torch.Tensor:
+    return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def _everything(batch: int, length: int) -> Want:
+    i = torch.arange(length)
+    return Want(i.expand(batch, length), i.expand(batch, length, length))
+
+
+@torch.inference_mode()
+def _eager(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    out = model(**inputs, output_attentions=True, use_cache=False)
+    model.set_attn_implementation(before)
+    return torch.stack(out.attentions), out.logits
+
+
+@torch.inference_mode()
+def _read(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, length = inputs["input_ids"].shape
+    with hooked(model), recording(want=_everything(batch, length)) as seen:
+        logits = model(**inputs, use_cache=False).logits
+    return torch.stack([seen.rows[i] for i in sorted(seen.rows)]), logits
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_rows_and_logits_equal_eager(model: PreTrainedModel, side: str) -> None:
+    ids = _ids(3)
+    mask = torch.ones_like(ids)
+    for row, pad in enumerate((0, 4, 9)):
+        if side == "left":
+            mask[row, :pad] = 0
+        elif side == "right" and pad:
+            mask[row, -pad:] = 0
+    inputs = {"input_ids": ids} if side == "none" else {"input_ids": ids, "attention_mask": mask}
+    expected, expected_logits = _eager(model, **inputs)
+    rows, logits = _read(model, **inputs)
+    real = mask.bool()
+    for b in range(3):
+        torch.testing.assert_close(rows[:, b][:, :, real[b]], expected[:, b][:, :, real[b]].float(), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(logits[real], expected_logits[real], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_row_does_not_depend_on_its_batch(model: PreTrainedModel) -> None:
+    ids = _ids(4)
+    together, _ = _read(model, input_ids=ids)
+    for b in range(4):
+        alone, _ = _read(model, input_ids=ids[b : b + 1])
+        torch.testing.assert_close(together[:, b], alone[:, 0], atol=TOLERANCE, rtol=0)
+
+
+def test_row_sums(model: PreTrainedModel) -> None:
+    with torch.inference_mode(), hooked(model), recording(want=_everything(1, T)) as seen:
+        model(_ids(1), use_cache=False)
+    sums = torch.stack(list(seen.sums.values()))
+    if model.config.model_type == "gpt_oss":  # a learned sink outside the sequence takes the rest
+        assert (sums < 1).all()
+        assert (sums > 0).all()
+    else:
+        torch.testing.assert_close(sums, torch.ones_like(sums), atol=TOLERANCE, rtol=0)
+
+
+def test_implementation_is_put_back(model: PreTrainedModel) -> None:
+    before = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), hooked(model):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == before
+
+
+def test_self_check_passes(model: PreTrainedModel) -> None:
+    check = self_check(model)
+    assert check.rows < TOLERANCE
+    assert check.logits < TOLERANCE
+    assert check.edit > 1e-3
+    assert check.packed
+
+
+def test_few_rows_are_the_same_rows(model: PreTrainedModel) -> None:
+    """Reading some pairs gives the numbers of reading all, and NaN where padded."""
+    ids = _ids(2)
+    full, _ = _read(model, input_ids=ids)
+    want = Want(torch.tensor([[5, 9, -1], [19, 0, 3]]), torch.tensor([[[4, 0], [8, -1], [-1, -1]], [[18, 2], [0, 0], [1, 2]]]))
+    with torch.inference_mode(), hooked(model), recording(want=want) as seen:
+        model(ids, use_cache=False)
+    for layer, rows in seen.rows.items():
+        for b in range(2):
+            for r, query in enumerate(want.queries[b].tolist()):
+                for c, key in enumerate(want.keys[b, r].tolist()):
+                    got = rows[b, :, r, c]
+                    if query < 0 or key < 0:
+                        assert got.isnan().all()
+                    else:
+                        torch.testing.assert_close(got, full[layer, b, :, query, key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(models.REFUSED))
+def test_refused_by_name(name: str) -> None:
+    kind, config, reason = models.REFUSED[name]
+    model = models.build(kind, config)
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        self_check(model)
+    assert type(model).__name__ in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def _silence(layer: int, head: int):
+    def edit(at: int, z: torch.Tensor) -> torch.Tensor:
+        if at == layer:
+            z = z.clone()
+            z[:, :, head] = 0
+        return z
+
+    return edit
+
+
+@pytest.mark.parametrize(("name", "projection"), [
+    ("gpt_neox", "gpt_neox.layers.1.attention.dense"), ("llama", "model.layers.1.self_attn.o_proj"),
+    ("qwen2", "model.layers.1.self_attn.o_proj"), ("olmo", "model.layers.1.self_attn.o_proj"),
+    ("smollm3", "model.layers.1.self_attn.o_proj"), ("mixtral", "model.layers.1.self_attn.o_proj"),
+    ("gemma2-softcap", "model.layers.1.self_attn.o_proj"), ("gpt2", "transformer.h.1.attn.c_proj"),
+])
+def test_silencing_a_head_equals_zeroing_its_columns(name: str, projection: str) -> None:
+    """An edit at the hook is an edit of a head: the independent route zeroes the output projection's input columns."""
+    model = models.build(*models.ARCHITECTURES[name])
+    ids, head = _ids(2), 4
+    with torch.inference_mode(), hooked(model), recording(edit=_silence(1, head)):
+        edited = model(ids, use_cache=False).logits
+    plain = model(ids, use_cache=False).logits.detach()
+    weight = model.get_submodule(projection).weight
+    inputs = weight.shape[0] if name == "gpt2" else weight.shape[1]  # GPT-2's Conv1D is transposed
+    d = inputs // model.config.num_attention_heads
+    with torch.no_grad():
+        if name == "gpt2":
+            weight[head * d : (head + 1) * d] = 0
+        else:
+            weight[:, head * d : (head + 1) * d] = 0
+        expected = model(ids, use_cache=False).logits
+    torch.testing.assert_close(edited, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert (plain - expected).abs().max() > 1e-3
+
+
+def test_inverse_layer_scaling_is_honoured() -> None:
+    """The same weights with and without the flag must differ: a loader that drops it reads another model."""
+    kind, config = models.ARCHITECTURES["gpt2-inverse-layer"]
+    scaled, plain = models.build(kind, config), models.build("gpt2", models.ARCHITECTURES["gpt2"][1])
+    plain.load_state_dict(scaled.state_dict())
+    rows, _ = _read(scaled, input_ids=_ids(1))
+    other, _ = _read(plain, input_ids=_ids(1))
+    assert (rows[0] - other[0]).abs().max() < TOLERANCE  # layer 0 is divided by 1
+    assert (rows[1:] - other[1:]).abs().max() > 1e-2

@@ -1,0 +1,114 @@
+"""Scores and bands from one shared pass against one plain forward pass per continuation."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from bindscope.errors import MeasureError
+from bindscope.measure.attention import hooked
+from bindscope.measure.forward import Row, read
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=list(models.ARCHITECTURES))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return models.build(*models.ARCHITECTURES[request.param])
+
+
+def _rows() -> list[Row]:
+    """Prompts of several lengths, choices of one to six tokens; rows longer than the sliding windows."""
+    rng = np.random.default_rng(0)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(3, 64, n))
+
+    return [Row(ids(n), tuple(ids(m) for m in ms), band)
+            for n, ms, band in ((9, (3, 1, 6, 2), 3), (17, (1, 1, 1, 1), 2), (4, (), 2), (23, (5, 5), 0), (12, (2, 4, 1), 1))]
+
+
+@torch.inference_mode()
+def _naive(model: PreTrainedModel, row: Row) -> list[np.ndarray]:
+    out = []
+    for tokens in row.continuations:
+        logits = model(torch.tensor([row.ids + tokens]), use_cache=False).logits[0].double()
+        logs = logits.log_softmax(-1)[len(row.ids) - 1 : -1]
+        out.append(logs[range(len(tokens)), list(tokens)].numpy())
+    return out
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "shared cache"])
+def test_equal_to_one_forward_per_choice(model: PreTrainedModel, packed: bool) -> None:
+    rows = _rows()
+    with hooked(model):
+        readings = read(model, rows, packed=packed)
+    for row, reading in zip(rows, readings, strict=True):
+        assert len(reading.logprobs) == len(row.continuations)
+        for got, expected in zip(reading.logprobs, _naive(model, row), strict=True):
+            np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "shared cache"])
+def test_band_equals_eager_attention(model: PreTrainedModel, packed: bool) -> None:
+    rows = _rows()
+    with hooked(model):
+        readings = read(model, rows, packed=packed)
+    model.set_attn_implementation("eager")
+    for row, reading in zip(rows, readings, strict=True):
+        if not row.band:
+            assert reading.band is None
+            continue
+        with torch.inference_mode():
+            A = torch.stack(model(torch.tensor([row.ids]), output_attentions=True, use_cache=False).attentions)[:, 0].numpy()
+        assert reading.band is not None
+        assert reading.band.shape == (*A.shape[:3], 1 + row.band)
+        np.testing.assert_allclose(reading.band[..., 0], A[..., 0], atol=TOLERANCE)
+        for d in range(1, row.band + 1):
+            np.testing.assert_allclose(reading.band[:, :, d:, d], np.diagonal(A, -d, 2, 3), atol=TOLERANCE)
+            assert np.isnan(reading.band[:, :, :d, d]).all()
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+
+
+def test_batch_size_does_not_matter() -> None:
+    model = models.build(*models.ARCHITECTURES["llama"])
+    rows = _rows()
+    with hooked(model):
+        together, alone = read(model, rows), read(model, rows, batch_tokens=1)
+    for a, b in zip(together, alone, strict=True):
+        for x, y in zip(a.logprobs, b.logprobs, strict=True):
+            np.testing.assert_allclose(x, y, atol=TOLERANCE)
+        if a.band is not None:
+            np.testing.assert_allclose(a.band, b.band, atol=TOLERANCE)
+
+
+def test_progress_counts_every_row() -> None:
+    model = models.build(*models.ARCHITECTURES["gpt_neox"])
+    seen: list[int] = []
+    with hooked(model):
+        read(model, _rows(), batch_tokens=40, progress=seen.append)
+    assert sum(seen) == len(_rows())
+    assert len(seen) > 1
+
+
+def test_vocabulary_projection_only_where_read() -> None:
+    model = models.build(*models.ARCHITECTURES["gpt_neox"])
+    widths: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: widths.append(out.shape[1]))
+    rows = _rows()
+    with hooked(model):
+        read(model, rows)
+    handle.remove()
+    needed = sum(1 + sum(len(c) - 1 for c in row.continuations) for row in rows if row.continuations)
+    assert sum(widths) == needed
+
+
+def test_values_that_are_not_finite_are_an_error() -> None:
+    model = models.build(*models.ARCHITECTURES["gpt_neox"])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = torch.inf
+    with hooked(model), pytest.raises(MeasureError, match="not finite"):
+        read(model, [Row((3, 4, 5), ((5, 6),))])
