@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from typer.exceptions import Abort, Exit, TyperException
+from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130
 Dtypes = Literal["auto", "float32", "bfloat16", "float16"]
 BosChoice = Literal["default", "on", "off"]
 
@@ -28,7 +29,7 @@ BosChoice = Literal["default", "on", "off"]
 def run(
     study: Annotated[str, typer.Argument(help="A built-in study (tiny) or a .yaml file.")],
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
-) -> None:
+) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
     from bindscope.display import Progress, outcome
@@ -47,7 +48,7 @@ def run(
     from bindscope.report import html
 
     outcome(store, result, html.write(store))
-    raise Exit(1 if result.errors else 0)
+    return 1 if result.errors else 0
 
 
 @app.command()
@@ -128,12 +129,12 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.
 
 
 @app.command()
-def doctor() -> None:
+def doctor() -> int:
     """The environment: versions, devices, the attention hook, the hub, disk."""
     from bindscope.display import findings
     from bindscope.doctor import examine
 
-    raise Exit(1 if findings(examine()) else 0)
+    return 1 if findings(examine()) else 0
 
 
 def _writable(store: type, out: Path):  # type: ignore[no-untyped-def]
@@ -152,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        app(words, standalone_mode=False)
-    except Exit as done:
-        return done.exit_code
+        code = app(words, standalone_mode=False) or 0  # what the command returned; typer turns Ctrl-C into 130
     except TyperException as error:
         if error.format_message():
             _complain(error.format_message())
@@ -166,11 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return 1
     except (KeyboardInterrupt, Abort):
-        _complain("interrupted; finished checkpoints are kept, run the same command again to go on")
-        return 130
+        code = _INTERRUPTED
     except BrokenPipeError:
         return 0
-    return 0
+    if code == _INTERRUPTED:
+        _complain("interrupted; finished checkpoints are kept, run the same command again to go on")
+    return int(code)
 
 
 def _complain(message: str) -> None:

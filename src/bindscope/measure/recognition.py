@@ -25,14 +25,18 @@ def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: s
     """Ids of a choice after a prompt, a space between them.
 
     The ids of prompt + choice must extend those of the prompt, otherwise P(choice | prompt) is not a product over
-    the choice's tokens. Raises PromptError naming both where they do not, or where a choice adds no token.
+    the choice's tokens. Raises PromptError naming both where they do not, where a choice adds no token, and where the
+    prompt ends in white space.
     """
+    if encoded.text[-1:].isspace():
+        raise PromptError(f"the prompt {encoded.text!r} ends in white space, and a space is put before each choice; "
+                          "remove it")
     joined = (*special_prefix(tokenizer, bos),
               *tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"])
     n = len(encoded.ids)
     if joined[:n] != encoded.ids:
         raise PromptError(f"the tokenizer merges the prompt {encoded.text!r} with the choice {choice!r} at their join; "
-                          "end the prompt without a space or in punctuation")
+                          "end the prompt in punctuation")
     if len(joined) == n:
         raise PromptError(f"the choice {choice!r} adds no token after the prompt {encoded.text!r}")
     return tuple(int(i) for i in joined[n:])

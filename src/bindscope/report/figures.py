@@ -19,10 +19,10 @@ def emergence(summary: pd.DataFrame, lines: dict[str, str], title: str, axis: st
     parts = []
     for column, label in lines.items():
         frame = pd.DataFrame({"step": summary["step"], "value": summary[column], "line": label})
-        frame["low"] = summary.get(f"{column}_low", pd.NA)
-        frame["high"] = summary.get(f"{column}_high", pd.NA)
+        for end in ("low", "high"):
+            frame[end] = summary[f"{column}_{end}"] if f"{column}_{end}" in summary else float("nan")
         parts.append(frame.dropna(subset=["value"]))
-    data = pd.concat(parts, ignore_index=True).astype({"step": float, "low": float, "high": float})
+    data = pd.concat(parts, ignore_index=True)
     labels = list(lines.values())
     step = alt.X("step:Q", title="training step (log scale)").scale(type="symlog", constant=20).axis(
         values=sorted(set(data["step"])), labelOverlap="greedy", grid=False, format="~s")

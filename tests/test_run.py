@@ -1,0 +1,251 @@
+"""A whole run on real files: results, resuming, what makes a unit measured again, and faults that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import models
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from bindscope import study as studies
+from bindscope.cli import main
+from bindscope.measure.checkpoint import MEASURES
+from bindscope.store import Store
+from bindscope.terms.prompts import read_jsonl
+from bindscope.terms.spans import encode, locate
+
+
+@pytest.fixture
+def folder(suite_folder: Path, tmp_path: Path) -> Path:
+    """A private copy of the two-checkpoint suite."""
+    return Path(shutil.copytree(suite_folder, tmp_path / "suite"))
+
+
+def _study(tmp_path: Path, folder: Path, **changes: object) -> str:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps({"name": "test", "suites": [str(folder)], "terms": ["pilot-3"], "bos": "on"} | changes))
+    return str(path)
+
+
+def _run(study: str, out: Path) -> int:
+    return main(["run", study, "--out", str(out)])
+
+
+def _shards(out: Path) -> dict[str, int]:
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+
+
+def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, later = tmp_path / "out", tmp_path / "later"
+    (folder / "checkpoint-10").rename(later)
+    study = _study(tmp_path, folder)
+    assert _run(study, out) == 0
+    first = _shards(out)
+    assert len(first) == len(MEASURES)
+    assert (out / "report.html").is_file()
+    assert "Checkpoints: 1 measured." in capsys.readouterr().out
+
+    assert _run(study, out) == 0                                    # nothing is left to do
+    assert _shards(out) == first
+    assert "1 found in the store" in capsys.readouterr().out
+
+    later.rename(folder / "checkpoint-10")                          # a longer study extends the old run
+    assert _run(study, out) == 0
+    longer = _shards(out)
+    assert {k: v for k, v in longer.items() if k in first} == first
+    assert len(longer) == 2 * len(MEASURES)
+    assert "1 measured, 1 found in the store" in capsys.readouterr().out
+    binding = Store(out).read("binding")
+    assert binding.groupby("step").size().to_dict() == {0: 33, 10: 33}     # 3 terms x (5 questions + 6 openings)
+    recognition = Store(out).read("recognition")
+    assert recognition.groupby("step").size().to_dict() == {0: 60, 10: 60}  # 3 terms x 5 questions x 4 rotations
+
+
+def test_stored_numbers_are_those_of_a_naive_computation(tmp_path: Path, folder: Path, words: PreTrainedTokenizerFast) -> None:
+    """EB* from eager attention and scores from one forward pass per choice, written out from the definitions."""
+    out = tmp_path / "out"
+    assert _run(_study(tmp_path, folder), out) == 0
+    store = Store(out)
+    prompts = {p.id: p for p in studies.load(_study(tmp_path, folder)).build_prompts()}
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32)
+    model.eval()
+    binding = store.read("binding").query("step == 10").set_index("prompt")
+    for name, row in binding.iterrows():
+        encoded = encode(words, prompts[str(name)].text, "on")
+        s = locate(encoded, prompts[str(name)].term, prompts[str(name)].aliases).tokens
+        assert row["span"].tolist() == list(s)
+        with torch.inference_mode():
+            A = torch.stack(model(torch.tensor([encoded.ids]), output_attentions=True).attentions)[:, 0].numpy()
+        pairs = [(i, j) for i in s for j in s if i > j]
+        bsi = np.mean([A[:, :, i, j] for i, j in pairs], 0)
+        eb = bsi.max(1) - bsi.mean(1)
+        np.testing.assert_allclose(row["eb_per_layer"], eb, atol=1e-5)
+        assert row["eb_star"] == pytest.approx(eb.max(), abs=1e-5)
+        np.testing.assert_allclose(row["bsi"], bsi.ravel(), atol=1e-5)
+    recognition = store.read("recognition").query("step == 10")
+    for row in recognition.iloc[::7].to_dict("records"):
+        prompt = prompts[row["prompt"]]
+        ids = encode(words, prompt.text, "on").ids
+        means = []
+        for choice, stored in zip(prompt.choices, row["logprob"], strict=True):
+            full = encode(words, f"{prompt.text} {choice}", "on").ids
+            with torch.inference_mode():
+                logs = model(torch.tensor([full])).logits[0].log_softmax(-1)
+            total = sum(float(logs[i - 1, full[i]]) for i in range(len(ids), len(full)))
+            assert stored == pytest.approx(total, abs=1e-4)         # a sum of up to 20 terms of 1e-5
+            means.append(total / (len(full) - len(ids)))
+        assert row["predicted_per_token"] == int(np.argmax(means))
+        assert row["margin_per_token"] == pytest.approx(
+            means[prompt.answer] - max(m for i, m in enumerate(means) if i != prompt.answer), abs=1e-5)
+
+
+def test_null_is_pooled_over_the_run(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    assert _run(_study(tmp_path, folder), out) == 0
+    binding, windows = (Store(out).read(m).query("step == 0") for m in ("binding", "windows"))
+    for row in binding.to_dict("records"):
+        null = windows[windows["k"] == row["k"]]["eb_star"].to_numpy()
+        assert row["null_n"] == len(null)
+        assert row["null_mean"] == pytest.approx(null.mean())
+        assert row["excess"] == pytest.approx(row["eb_star"] - null.mean())
+        assert row["percentile"] == pytest.approx(((null <= row["eb_star"]).sum() + 1) / (len(null) + 1))
+        near = windows[(windows["k"] == row["k"]) & (np.floor(np.log2(windows["start"])) == np.floor(np.log2(row["span"][0])))]
+        assert row["position_null_n"] == len(near)
+        assert pd.isna(row["position_null_reason"]) == (len(near) >= 30)
+
+
+@pytest.mark.parametrize("change", ["prompt", "dtype", "weight", "config", "bos"])
+def test_what_changes_a_number_measures_again(tmp_path: Path, folder: Path, change: str) -> None:
+    out = tmp_path / "out"
+    assert _run(_study(tmp_path, folder), out) == 0
+    before = set(_shards(out))
+    changes: dict[str, object] = {"dtype": {"dtype": "bfloat16"}, "bos": {"bos": "off"}, "prompt": {"terms": ["skip link"]}}.get(change, {})
+    if change == "weight":
+        path = folder / "checkpoint-0" / "model.safetensors"
+        tensors = load_file(path)
+        tensors["gpt_neox.final_layer_norm.bias"][0] += 1e-3
+        save_file(tensors, path, {"format": "pt"})
+    if change == "config":
+        path = folder / "checkpoint-0" / "config.json"
+        path.write_text(path.read_text().replace('"use_parallel_residual": true', '"use_parallel_residual": false'))
+    assert _run(_study(tmp_path, folder, **changes), out) == 0
+    fresh = set(_shards(out)) - before
+    assert len(fresh) == (len(MEASURES) if change in ("weight", "config") else 2 * len(MEASURES))
+
+
+def test_bad_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "checkpoint-10" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["embed_out.weight" if "embed_out.weight" in tensors else "lm_head.weight"][3, 3] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+    assert _run(_study(tmp_path, folder), tmp_path / "out") == 1
+    shown = capsys.readouterr()
+    assert "not finite" in shown.out
+    assert "1 measured, 1 failed" in shown.out
+    assert Store(tmp_path / "out").read("binding")["step"].unique().tolist() == [0]
+    assert "not finite" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_missing_tensors_are_not_filled_at_random(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "checkpoint-10" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["gpt_neox.layers.1.attention.dense.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    assert _run(_study(tmp_path, folder), tmp_path / "out") == 1
+    assert "lack 1 tensors" in capsys.readouterr().out
+
+
+def test_truncated_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "checkpoint-10" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert _run(_study(tmp_path, folder), tmp_path / "out") == 1
+    assert "cannot be loaded" in capsys.readouterr().out
+
+
+def test_torn_shard_is_named_and_measured_again(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, study = tmp_path / "out", _study(tmp_path, folder)
+    assert _run(study, out) == 0
+    victim = next((out / "shards").rglob("binding-*.parquet"))
+    whole = pd.read_parquet(victim)
+    victim.write_bytes(victim.read_bytes()[:100])
+    capsys.readouterr()
+    assert _run(study, out) == 0
+    shown = capsys.readouterr()
+    assert "torn" in shown.err
+    assert "1 measured, 1 found" in shown.out
+    pd.testing.assert_frame_equal(pd.read_parquet(victim), whole)
+
+
+def test_own_prompts(tmp_path: Path, folder: Path) -> None:
+    rows = [{"term": "alt text", "task": "recognition", "template": "Alternative text is:", "choices": ["an image", "a word for it"],
+             "answer_idx": 1, "prompt_id": "r1"},
+            {"term": "alt text", "task": "generation", "template": "Nothing of the kind", "prompt_id": "g1"}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    study = _study(tmp_path, folder, terms=[], prompts="own.jsonl")
+    assert _run(study, tmp_path / "out") == 0
+    binding = Store(tmp_path / "out").read("binding").query("step == 0").set_index("prompt")
+    assert pd.isna(binding.loc["alt text/r1", "reason"])
+    absent = binding.loc["alt text/g1"]
+    assert absent["reason"] == "absent"
+    assert pd.isna(absent["eb_star"])                                # missing, with its reason, and never 0
+    assert binding.loc["alt text/r1", "null_reason"].endswith("30 needed")
+    assert pd.isna(binding.loc["alt text/r1", "percentile"])
+    assert read_jsonl(tmp_path / "own.jsonl")[0].aliases == ("alternative text",)
+
+
+def test_prompt_longer_than_the_context(tmp_path: Path, words: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]) -> None:
+    short = models.save(tmp_path / "short", words, max_position_embeddings=40)
+    assert _run(_study(tmp_path, short), tmp_path / "out") == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert "more than the 40 of the context" in err[-1]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
+    for step in range(20, 60, 10):
+        shutil.copytree(folder / "checkpoint-10", folder / f"checkpoint-{step}")
+    out, study = tmp_path / "out", _study(tmp_path, folder)
+    command = [sys.executable, "-m", "bindscope", "run", study, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment())
+    deadline = time.monotonic() + 120
+    while len(_shards(out)) < len(MEASURES) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip().splitlines()[-1].startswith("bindscope: interrupted")
+    assert "Traceback" not in err
+    kept = _shards(out)
+    assert len(MEASURES) <= len(kept) < 6 * len(MEASURES)
+    assert _run(study, out) == 0
+    after = _shards(out)
+    assert {k: v for k, v in after.items() if k in kept} == kept
+    assert len(after) == 6 * len(MEASURES)
+
+
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -> None:
+    """A real write failure: the process may not write files beyond 60 kB, and shards are larger."""
+    out, study = tmp_path / "out", _study(tmp_path, folder)
+    limited = ("import resource, signal, sys; from bindscope.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+               f"resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(main(['run', {study!r}, '--out', {str(out)!r}]))")
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=_environment(), check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob("*.tmp"))
+    assert _run(study, out) == 0
