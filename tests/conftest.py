@@ -37,7 +37,9 @@ def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerFast:
     """A small tokenizer trained on the library's prompts and the neutral text."""
-    return models.tokenizer([p.text for p in build(library().select("accessibility"), "cloze", False)] + [neutral_text()])
+    return models.tokenizer(
+        [p.text for p in build(library().select("accessibility"), "cloze", False)] + [neutral_text()]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -87,8 +87,14 @@ class Hub:
     # Content
 
     def add(
-        self, repo: str, revisions: Mapping[str, Path], *, main: str | None = None, salt: str = "",
-        private: bool = False, gated: bool = False,
+        self,
+        repo: str,
+        revisions: Mapping[str, Path],
+        *,
+        main: str | None = None,
+        salt: str = "",
+        private: bool = False,
+        gated: bool = False,
     ) -> None:
         """Serve each folder as a branch; `main` is the last of them unless named. A gated repository can be listed."""
         self.repos[repo] = Repo(private=private, gated=gated)
@@ -166,10 +172,18 @@ class Hub:
     def environment(self, cache: Path) -> dict[str, str]:
         """The variables that point a new process at this hub."""
         return {
-            "HF_ENDPOINT": self.url, "HF_HOME": str(cache.parent / "hf-home"), "HF_HUB_CACHE": str(cache),
-            "HUGGINGFACE_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(cache.parent / "no-token"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(cache.parent / "hf-home"),
+            "HF_HUB_CACHE": str(cache),
+            "HUGGINGFACE_HUB_CACHE": str(cache),
+            "HF_TOKEN_PATH": str(cache.parent / "no-token"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
 
     # Answers
@@ -208,9 +222,21 @@ class Hub:
         if what == "tree":
             return _json([_tree_entry(path, content) for path, content in files.items()])
         siblings = [_sibling(path, content) if blobs else {"rfilename": path} for path, content in files.items()]
-        return _json({"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "private": repo.private,
-                      "gated": "manual" if repo.gated else False, "disabled": False, "tags": [],
-                      "downloads": 0, "likes": 0, "siblings": siblings})
+        return _json(
+            {
+                "_id": commit[:24],
+                "id": name,
+                "modelId": name,
+                "sha": commit,
+                "private": repo.private,
+                "gated": "manual" if repo.gated else False,
+                "disabled": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": siblings,
+            }
+        )
 
     def _file(self, match: re.Match[str], headers: Mapping[str, str], faults: list[Fault]) -> Answer:
         repo, path = self._visible(unquote(match["repo"]), headers), unquote(match["file"])
@@ -222,20 +248,27 @@ class Hub:
             return _refuse(404, "RevisionNotFound", "Invalid rev id")
         if (content := repo.commits[commit].get(path)) is None:
             return _refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
-        about = {"X-Repo-Commit": commit, "ETag": f'"{_git_sha1(content)}"', "Accept-Ranges": "bytes",
-                 "Content-Type": "application/octet-stream"}
+        about = {
+            "X-Repo-Commit": commit,
+            "ETag": f'"{_git_sha1(content)}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         if path.endswith(_LFS):
-            about |= {"X-Linked-Etag": f'"{_sha256(content)}"', "X-Linked-Size": str(len(content)),
-                      "ETag": f'"{_sha256(content)}"'}
+            about |= {
+                "X-Linked-Etag": f'"{_sha256(content)}"',
+                "X-Linked-Size": str(len(content)),
+                "ETag": f'"{_sha256(content)}"',
+            }
         for fault in faults:
             if fault.damage:
-                content = content[:fault.at] + fault.damage + content[fault.at + len(fault.damage):]
+                content = content[: fault.at] + fault.damage + content[fault.at + len(fault.damage) :]
         if not (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("Range", ""))):
             return Answer(200, about, content)
         first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
         if first >= len(content):
             return Answer(416, about | {"Content-Range": f"bytes */{len(content)}"}, b"")
-        return Answer(206, about | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}, content[first:last + 1])
+        return Answer(206, about | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}, content[first : last + 1])
 
     def _visible(self, name: str, headers: Mapping[str, str]) -> Repo | None:
         """The repository, unless it is private to the client: the hub does not tell that from one that is not."""
@@ -302,7 +335,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
+        error = sys.exception()
         if error is not None and not isinstance(error, ConnectionError):  # a client may hang up
             self.hub.errors.append(error)
 
@@ -323,7 +356,8 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, _Server)
         url = urlsplit(self.path)
         (status, headers, body), faults = self.server.hub.answer(
-            Request(self.command, url.path), url.query, self.headers)  # type: ignore[arg-type]
+            Request(self.command, url.path), url.query, self.headers
+        )  # type: ignore[arg-type]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -334,7 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for fault in faults:
             if fault.cut is not None:
-                self.wfile.write(body[:fault.cut])
+                self.wfile.write(body[: fault.cut])
                 self.wfile.flush()
                 if fault.reset:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -352,11 +386,18 @@ def connect(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     home = cache.parent / "hf-home"
     constants: dict[str, Any] = {
-        "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HOME": str(home), "HF_HUB_CACHE": str(cache), "HUGGINGFACE_HUB_CACHE": str(cache),
-        "HF_TOKEN_PATH": os.environ["HF_TOKEN_PATH"], "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-        "AGENT_HARNESSES_PATH": str(home / "agents.json"), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(cache),
+        "HUGGINGFACE_HUB_CACHE": str(cache),
+        "HF_TOKEN_PATH": os.environ["HF_TOKEN_PATH"],
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+        "AGENT_HARNESSES_PATH": str(home / "agents.json"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
     }
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "huggingface_hub":

@@ -12,11 +12,26 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 _PLAIN = {
-    "vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 64,
-    "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
 }
 _GROUPED = _PLAIN | {"num_key_value_heads": 2}
-_GPT2 = {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 1}
+_GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 _SMALL_HEADS = _GROUPED | {"head_dim": 8}
 _WINDOW = {"sliding_window": 7}  # shorter than the test sequences
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -34,15 +49,31 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", _SMALL_HEADS),
     "mistral-window": ("mistral", _GROUPED | _WINDOW),
     "mixtral": ("mixtral", _GROUPED | _EXPERTS),
-    "gemma2-softcap": ("gemma2", _SMALL_HEADS | _WINDOW | {
-        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
+    "gemma2-softcap": (
+        "gemma2",
+        _SMALL_HEADS
+        | _WINDOW
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    ),
     "gemma3": ("gemma3_text", _SMALL_HEADS | _WINDOW | {"query_pre_attn_scalar": 8}),
     "gpt_oss-sinks": ("gpt_oss", _SMALL_HEADS | _WINDOW | _EXPERTS),
     "phi3": ("phi3", _GROUPED),
     "phi": ("phi", _PLAIN),
-    "opt": ("opt", {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_dim": 64,
-                    "max_position_embeddings": 128, "word_embed_proj_dim": 48, "bos_token_id": 0, "eos_token_id": 1,
-                    "pad_token_id": 2}),
+    "opt": (
+        "opt",
+        {
+            "vocab_size": 64,
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "ffn_dim": 64,
+            "max_position_embeddings": 128,
+            "word_embed_proj_dim": 48,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 2,
+        },
+    ),
     "cohere": ("cohere", _GROUPED),
     "granite": ("granite", _GROUPED | {"logits_scaling": 2.0}),
     "stablelm": ("stablelm", _GROUPED),
@@ -51,15 +82,35 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 #: Architectures that must be refused by name, and a word of the reason.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "falcon": ("falcon", {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}, "code of its own"),
+    "falcon": (
+        "falcon",
+        {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6},
+        "code of its own",
+    ),
     "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 6}, "code of its own"),
     "mpt": ("mpt", {"vocab_size": 64, "d_model": 48, "n_layers": 3, "n_heads": 6}, "code of its own"),
-    "gptj": ("gptj", {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "rotary_dim": 4}, "code of its own"),
+    "gptj": (
+        "gptj",
+        {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "rotary_dim": 4},
+        "code of its own",
+    ),
     "mamba": ("mamba", {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3}, "no attention"),
-    "qwen3_next": ("qwen3_next", _SMALL_HEADS | {
-        "num_hidden_layers": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8}, "layers [0, 1, 2] of 4"),
+    "qwen3_next": (
+        "qwen3_next",
+        _SMALL_HEADS
+        | {
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        "layers [0, 1, 2] of 4",
+    ),
 }
 
 
@@ -82,14 +133,20 @@ def tokenizer(texts: list[str], size: int = 400) -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.post_processor = processors.ByteLevel(trim_offsets=True)
-    trainer = BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
-                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     raw.train_from_iterator(texts, trainer)
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=end, eos_token=end, pad_token=end)
 
 
-def save(folder: Path, words: PreTrainedTokenizerFast | None, seed: int = 0, architecture: str = "gpt_neox", **config: Any) -> Path:
+def save(
+    folder: Path, words: PreTrainedTokenizerFast | None, seed: int = 0, architecture: str = "gpt_neox", **config: Any
+) -> Path:
     """A model on disk, the way Trainer writes a checkpoint."""
     kind, base = ARCHITECTURES[architecture]
     size = {"vocab_size": len(words)} if words is not None else {}

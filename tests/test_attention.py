@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import models
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+import models
 from bindscope.errors import UnsupportedArchitecture
 from bindscope.measure.attention import Want, hooked, recording
 from bindscope.measure.selfcheck import self_check
@@ -60,7 +60,9 @@ def test_rows_and_logits_equal_eager(model: PreTrainedModel, side: str) -> None:
     rows, logits = _read(model, **inputs)
     real = mask.bool()
     for b in range(3):
-        torch.testing.assert_close(rows[:, b][:, :, real[b]], expected[:, b][:, :, real[b]].float(), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            rows[:, b][:, :, real[b]], expected[:, b][:, :, real[b]].float(), atol=TOLERANCE, rtol=0
+        )
     torch.testing.assert_close(logits[real], expected_logits[real], atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -102,7 +104,9 @@ def test_few_rows_are_the_same_rows(model: PreTrainedModel) -> None:
     """Reading some pairs gives the numbers of reading all, and NaN where padded."""
     ids = _ids(2)
     full, _ = _read(model, input_ids=ids)
-    want = Want(torch.tensor([[5, 9, -1], [19, 0, 3]]), torch.tensor([[[4, 0], [8, -1], [-1, -1]], [[18, 2], [0, 0], [1, 2]]]))
+    want = Want(
+        torch.tensor([[5, 9, -1], [19, 0, 3]]), torch.tensor([[[4, 0], [8, -1], [-1, -1]], [[18, 2], [0, 0], [1, 2]]])
+    )
     with torch.inference_mode(), hooked(model), recording(want=want) as seen:
         model(ids, use_cache=False)
     for layer, rows in seen.rows.items():
@@ -136,12 +140,19 @@ def _silence(layer: int, head: int):
     return edit
 
 
-@pytest.mark.parametrize(("name", "projection"), [
-    ("gpt_neox", "gpt_neox.layers.1.attention.dense"), ("llama", "model.layers.1.self_attn.o_proj"),
-    ("qwen2", "model.layers.1.self_attn.o_proj"), ("olmo", "model.layers.1.self_attn.o_proj"),
-    ("smollm3", "model.layers.1.self_attn.o_proj"), ("mixtral", "model.layers.1.self_attn.o_proj"),
-    ("gemma2-softcap", "model.layers.1.self_attn.o_proj"), ("gpt2", "transformer.h.1.attn.c_proj"),
-])
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [
+        ("gpt_neox", "gpt_neox.layers.1.attention.dense"),
+        ("llama", "model.layers.1.self_attn.o_proj"),
+        ("qwen2", "model.layers.1.self_attn.o_proj"),
+        ("olmo", "model.layers.1.self_attn.o_proj"),
+        ("smollm3", "model.layers.1.self_attn.o_proj"),
+        ("mixtral", "model.layers.1.self_attn.o_proj"),
+        ("gemma2-softcap", "model.layers.1.self_attn.o_proj"),
+        ("gpt2", "transformer.h.1.attn.c_proj"),
+    ],
+)
 def test_silencing_a_head_equals_zeroing_its_columns(name: str, projection: str) -> None:
     """An edit at the hook is an edit of a head: the independent route zeroes the output projection's input columns."""
     model = models.build(*models.ARCHITECTURES[name])

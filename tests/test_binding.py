@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bindscope.measure import binding as b
+from conftest import shared
 
 
 def _attention(L: int, H: int, T: int, seed: int) -> NDArray[np.float64]:
@@ -45,7 +45,9 @@ def test_values_are_their_definitions(k: int, start: int, seed: int) -> None:
             assert v.bsi[layer, head] == pytest.approx(np.mean([a[i, j] for i, j in pairs]), abs=1e-6)
             assert v.adjacent[layer, head] == pytest.approx(np.mean([a[i, i - 1] for i in s[1:]]), abs=1e-6)
             assert v.first[layer, head] == pytest.approx(a[s[-1], s[0]], abs=1e-6)
-            assert v.mass[layer, head] == pytest.approx(np.mean([sum(a[i, j] for j in s if j < i) for i in s[1:]]), abs=1e-6)
+            assert v.mass[layer, head] == pytest.approx(
+                np.mean([sum(a[i, j] for j in s if j < i) for i in s[1:]]), abs=1e-6
+            )
             assert v.sink[layer, head] == pytest.approx(np.mean([a[i, 0] for i in s]), abs=1e-6)
             if start > 0:
                 expected = np.mean([a[i, j] / (1 - a[i, 0]) for i, j in pairs])
@@ -61,7 +63,7 @@ def test_values_are_their_definitions(k: int, start: int, seed: int) -> None:
 
 @pytest.mark.parametrize(("k", "H", "published"), [(2, 12, 0.916667), (4, 12, 0.458333)])
 def test_a_previous_token_head_gives_the_published_constants(k: int, H: int, published: float) -> None:
-    """EB* = (2/k)(1 - 1/H) for one head that looks at the previous token only; 0.458333 is in the published controls."""
+    """EB* = (2/k)(1 - 1/H) for one head that looks at the previous token only; 0.458333 is a published value."""
     A = np.zeros((1, H, 10, 10))
     A[..., 0] = 1
     A[0, 3] = np.eye(10, k=-1)

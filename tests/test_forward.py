@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import models
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+import models
 from bindscope.errors import MeasureError
 from bindscope.measure.attention import hooked
 from bindscope.measure.forward import Row, read
@@ -27,8 +27,16 @@ def _rows() -> list[Row]:
     def ids(n: int) -> tuple[int, ...]:
         return tuple(int(i) for i in rng.integers(3, 64, n))
 
-    return [Row(ids(n), tuple(ids(m) for m in ms), band)
-            for n, ms, band in ((9, (3, 1, 6, 2), 3), (17, (1, 1, 1, 1), 2), (4, (), 2), (23, (5, 5), 0), (12, (2, 4, 1), 1))]
+    return [
+        Row(ids(n), tuple(ids(m) for m in ms), band)
+        for n, ms, band in (
+            (9, (3, 1, 6, 2), 3),
+            (17, (1, 1, 1, 1), 2),
+            (4, (), 2),
+            (23, (5, 5), 0),
+            (12, (2, 4, 1), 1),
+        )
+    ]
 
 
 @torch.inference_mode()
@@ -63,7 +71,9 @@ def test_band_equals_eager_attention(model: PreTrainedModel, packed: bool) -> No
             assert reading.band is None
             continue
         with torch.inference_mode():
-            A = torch.stack(model(torch.tensor([row.ids]), output_attentions=True, use_cache=False).attentions)[:, 0].numpy()
+            A = torch.stack(model(torch.tensor([row.ids]), output_attentions=True, use_cache=False).attentions)[
+                :, 0
+            ].numpy()
         assert reading.band is not None
         assert reading.band.shape == (*A.shape[:3], 1 + row.band)
         np.testing.assert_allclose(reading.band[..., 0], A[..., 0], atol=TOLERANCE)

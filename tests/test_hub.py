@@ -27,8 +27,11 @@ from bindscope.records import CheckpointRef
 from loopback import TOKEN, Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
 REPO = "lab/tiny"
-TEXT = ("Gradient descent follows the slope of the loss. ", "A hash table maps keys to values. ",
-        "Attention heads bind the words of a term. ")
+TEXT = (
+    "Gradient descent follows the slope of the loss. ",
+    "A hash table maps keys to values. ",
+    "Attention heads bind the words of a term. ",
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -45,13 +48,21 @@ class Zoo:
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     root = tmp_path_factory.mktemp("zoo")
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXT, vocab_size=320, min_frequency=1, special_tokens=["<|endoftext|>"],
-                                show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(trained.to_str()),
-                                        bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    trained.train_from_iterator(
+        TEXT, vocab_size=320, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(trained.to_str()), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
     tokenizer.save_pretrained(root / "tokenizer")
-    config = GPTNeoXConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                           intermediate_size=64, max_position_embeddings=64)
+    config = GPTNeoXConfig(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
     steps, weights = {}, {}
     for seed, name in enumerate(("step1", "step2")):
         torch.manual_seed(seed)
@@ -155,7 +166,7 @@ def test_a_repository_named_by_the_user_is_found(hub: Hub, zoo: Zoo) -> None:
 
 @pytest.mark.parametrize("down", ["stopped", "offline", "failing"])
 def test_the_cache_answers_when_the_hub_does_not(
-    hub: Hub, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, down: str,
+    hub: Hub, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, down: str
 ) -> None:
     hub.add(REPO, zoo.steps)
     refs = [_ref("step1"), _ref(None), _ref(hub.commit(REPO, "step1"))]
@@ -340,12 +351,32 @@ def test_damaged_weights_are_one_line(hub: Hub, zoo: Zoo) -> None:
 
 def test_a_new_process_needs_the_environment_alone(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
     hub.add(REPO, zoo.steps)
-    code = ("from bindscope.models.files import fetch, identify\nfrom bindscope.records import CheckpointRef\n"
-            f"found = identify(CheckpointRef('tiny', {REPO!r}, 'step1'))\nfetch(found.weights)\n"
-            "import json; print(json.dumps([found.identity.commit, found.identity.fingerprint]))")
+    code = (
+        "from bindscope.models.files import fetch, identify\nfrom bindscope.records import CheckpointRef\n"
+        f"found = identify(CheckpointRef('tiny', {REPO!r}, 'step1'))\nfetch(found.weights)\n"
+        "import json; print(json.dumps([found.identity.commit, found.identity.fingerprint]))"
+    )
     env = os.environ | hub.environment(tmp_path / "another-cache")
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     here = identify(_ref("step1")).identity
     assert json.loads(done.stdout) == [here.commit, here.fingerprint]
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
+
+
+def test_damaged_bytes_are_noticed_and_fetched_again(hub: Hub, zoo: Zoo) -> None:
+    """The hub's client compares sizes only: flipped bytes would load as other weights under the right fingerprint."""
+    hub.add(REPO, zoo.steps)
+    hub.corrupt("model.safetensors", at=100_000, damage=b"\0" * 16)
+    _fails(_ref("step1"), "run again")
+    hub.heal()
+    assert _same(_load(_ref("step1")), zoo.weights["step1"])
+
+
+def test_an_answer_from_the_cache_says_so(hub: Hub, zoo: Zoo) -> None:
+    hub.add(REPO, zoo.steps)
+    _load(_ref("step1"))
+    assert identify(_ref("step1")).notes == ()
+    hub.stop()
+    (note,) = identify(_ref("step1")).notes
+    assert "could not be asked" in note

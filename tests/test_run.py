@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import models
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import models
 from bindscope import study as studies
 from bindscope.cli import main
 from bindscope.measure.checkpoint import MEASURES
@@ -57,29 +57,33 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
     assert (out / "report.html").is_file()
     assert "Checkpoints: 1 measured." in capsys.readouterr().out
 
-    assert _run(study, out) == 0                                    # nothing is left to do
+    assert _run(study, out) == 0  # nothing is left to do
     assert _shards(out) == first
     assert "1 found in the store" in capsys.readouterr().out
 
-    later.rename(folder / "checkpoint-10")                          # a longer study extends the old run
+    later.rename(folder / "checkpoint-10")  # a longer study extends the old run
     assert _run(study, out) == 0
     longer = _shards(out)
     assert {k: v for k, v in longer.items() if k in first} == first
     assert len(longer) == 2 * len(MEASURES)
     assert "1 measured, 1 found in the store" in capsys.readouterr().out
     binding = Store(out).read("binding")
-    assert binding.groupby("step").size().to_dict() == {0: 33, 10: 33}     # 3 terms x (5 questions + 6 openings)
+    assert binding.groupby("step").size().to_dict() == {0: 33, 10: 33}  # 3 terms x (5 questions + 6 openings)
     recognition = Store(out).read("recognition")
     assert recognition.groupby("step").size().to_dict() == {0: 60, 10: 60}  # 3 terms x 5 questions x 4 rotations
 
 
-def test_stored_numbers_are_those_of_a_naive_computation(tmp_path: Path, folder: Path, words: PreTrainedTokenizerFast) -> None:
+def test_stored_numbers_are_those_of_a_naive_computation(
+    tmp_path: Path, folder: Path, words: PreTrainedTokenizerFast
+) -> None:
     """EB* from eager attention and scores from one forward pass per choice, written out from the definitions."""
     out = tmp_path / "out"
     assert _run(_study(tmp_path, folder), out) == 0
     store = Store(out)
     prompts = {p.id: p for p in studies.load(_study(tmp_path, folder)).build_prompts()}
-    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32
+    )
     model.eval()
     binding = store.read("binding").query("step == 10").set_index("prompt")
     for name, row in binding.iterrows():
@@ -104,11 +108,12 @@ def test_stored_numbers_are_those_of_a_naive_computation(tmp_path: Path, folder:
             with torch.inference_mode():
                 logs = model(torch.tensor([full])).logits[0].log_softmax(-1)
             total = sum(float(logs[i - 1, full[i]]) for i in range(len(ids), len(full)))
-            assert stored == pytest.approx(total, abs=1e-4)         # a sum of up to 20 terms of 1e-5
+            assert stored == pytest.approx(total, abs=1e-4)  # a sum of up to 20 terms of 1e-5
             means.append(total / (len(full) - len(ids)))
         assert row["predicted_per_token"] == int(np.argmax(means))
         assert row["margin_per_token"] == pytest.approx(
-            means[prompt.answer] - max(m for i, m in enumerate(means) if i != prompt.answer), abs=1e-5)
+            means[prompt.answer] - max(m for i, m in enumerate(means) if i != prompt.answer), abs=1e-5
+        )
 
 
 def test_null_is_pooled_over_the_run(tmp_path: Path, folder: Path) -> None:
@@ -121,7 +126,9 @@ def test_null_is_pooled_over_the_run(tmp_path: Path, folder: Path) -> None:
         assert row["null_mean"] == pytest.approx(null.mean())
         assert row["excess"] == pytest.approx(row["eb_star"] - null.mean())
         assert row["percentile"] == pytest.approx(((null <= row["eb_star"]).sum() + 1) / (len(null) + 1))
-        near = windows[(windows["k"] == row["k"]) & (np.floor(np.log2(windows["start"])) == np.floor(np.log2(row["span"][0])))]
+        near = windows[
+            (windows["k"] == row["k"]) & (np.floor(np.log2(windows["start"])) == np.floor(np.log2(row["span"][0])))
+        ]
         assert row["position_null_n"] == len(near)
         assert pd.isna(row["position_null_reason"]) == (len(near) >= 30)
 
@@ -131,7 +138,11 @@ def test_what_changes_a_number_measures_again(tmp_path: Path, folder: Path, chan
     out = tmp_path / "out"
     assert _run(_study(tmp_path, folder), out) == 0
     before = set(_shards(out))
-    changes: dict[str, object] = {"dtype": {"dtype": "bfloat16"}, "bos": {"bos": "off"}, "prompt": {"terms": ["skip link"]}}.get(change, {})
+    changes: dict[str, object] = {
+        "dtype": {"dtype": "bfloat16"},
+        "bos": {"bos": "off"},
+        "prompt": {"terms": ["skip link"]},
+    }.get(change, {})
     if change == "weight":
         path = folder / "checkpoint-0" / "model.safetensors"
         tensors = load_file(path)
@@ -158,7 +169,9 @@ def test_bad_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.Cap
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_missing_tensors_are_not_filled_at_random(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_tensors_are_not_filled_at_random(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "checkpoint-10" / "model.safetensors"
     tensors = load_file(path)
     del tensors["gpt_neox.layers.1.attention.dense.weight"]
@@ -174,7 +187,9 @@ def test_truncated_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pyte
     assert "cannot be loaded" in capsys.readouterr().out
 
 
-def test_torn_shard_is_named_and_measured_again(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torn_shard_is_named_and_measured_again(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, study = tmp_path / "out", _study(tmp_path, folder)
     assert _run(study, out) == 0
     victim = next((out / "shards").rglob("binding-*.parquet"))
@@ -189,9 +204,17 @@ def test_torn_shard_is_named_and_measured_again(tmp_path: Path, folder: Path, ca
 
 
 def test_own_prompts(tmp_path: Path, folder: Path) -> None:
-    rows = [{"term": "alt text", "task": "recognition", "template": "Alternative text is:", "choices": ["an image", "a word for it"],
-             "answer_idx": 1, "prompt_id": "r1"},
-            {"term": "alt text", "task": "generation", "template": "Nothing of the kind", "prompt_id": "g1"}]
+    rows = [
+        {
+            "term": "alt text",
+            "task": "recognition",
+            "template": "Alternative text is:",
+            "choices": ["an image", "a word for it"],
+            "answer_idx": 1,
+            "prompt_id": "r1",
+        },
+        {"term": "alt text", "task": "generation", "template": "Nothing of the kind", "prompt_id": "g1"},
+    ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     study = _study(tmp_path, folder, terms=[], prompts="own.jsonl")
     assert _run(study, tmp_path / "out") == 0
@@ -199,13 +222,15 @@ def test_own_prompts(tmp_path: Path, folder: Path) -> None:
     assert pd.isna(binding.loc["alt text/r1", "reason"])
     absent = binding.loc["alt text/g1"]
     assert absent["reason"] == "absent"
-    assert pd.isna(absent["eb_star"])                                # missing, with its reason, and never 0
+    assert pd.isna(absent["eb_star"])  # missing, with its reason, and never 0
     assert binding.loc["alt text/r1", "null_reason"].endswith("30 needed")
     assert pd.isna(binding.loc["alt text/r1", "percentile"])
     assert read_jsonl(tmp_path / "own.jsonl")[0].aliases == ("alternative text",)
 
 
-def test_prompt_longer_than_the_context(tmp_path: Path, words: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompt_longer_than_the_context(
+    tmp_path: Path, words: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = models.save(tmp_path / "short", words, max_position_embeddings=40)
     assert _run(_study(tmp_path, short), tmp_path / "out") == 2
     err = capsys.readouterr().err.strip().splitlines()
@@ -239,11 +264,16 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
 
 
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -> None:
-    """A real write failure: the process may not write files beyond 60 kB, and shards are larger."""
+    """A real write failure: the process may not write files beyond 20 kB, and shards are larger."""
     out, study = tmp_path / "out", _study(tmp_path, folder)
-    limited = ("import resource, signal, sys; from bindscope.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-               f"resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(main(['run', {study!r}, '--out', {str(out)!r}]))")
-    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=_environment(), check=False)
+    limited = (
+        "import resource, signal, sys; from bindscope.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        f"sys.exit(main(['run', {study!r}, '--out', {str(out)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited], capture_output=True, text=True, env=_environment(), check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "cannot write" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

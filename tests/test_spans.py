@@ -59,8 +59,8 @@ def test_span_covers_exactly_the_terms_characters(
     covered = {c for i in tokens for c in range(*encoded.offsets[i])}
     # Some tokenizers trim the space off a token; those that compose accents give the pair the base letter's offset.
     letters = {c for c in range(start, end) if not text[c].isspace() and not unicodedata.combining(text[c])}
-    assert letters <= covered                                       # every character of the term
-    for i in (tokens[0], tokens[-1]):                               # and no token without one of them
+    assert letters <= covered  # every character of the term
+    for i in (tokens[0], tokens[-1]):  # and no token without one of them
         assert set(range(*encoded.offsets[i])) & set(range(start, end))
     # What else these tokens hold is at most what a tokenizer glues to a word: a space or punctuation, never letters.
     assert not any(_word(text[c]) for c in covered - set(range(start, end)))
@@ -74,16 +74,19 @@ def test_span_covers_exactly_the_terms_characters(
         assert span.occurrences == len(found)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Screen readers and the SCREEN READER.", ["Screen readers", "SCREEN READER"]),
-    ("screen\nreader", ["screen\nreader"]),
-    ("a screen readership", []),             # another word, not an inflection
-    ("touchscreen reader", []),              # the term begins inside a word
-    ("screen-reader", []),                   # declare it as an alias if it is meant
-    ("the screen reader's voice", ["screen reader"]),
-    ("screen_reader screen reader2", []),
-    ("screen reader\u0301", []),             # the last letter carries an accent: another letter
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Screen readers and the SCREEN READER.", ["Screen readers", "SCREEN READER"]),
+        ("screen\nreader", ["screen\nreader"]),
+        ("a screen readership", []),  # another word, not an inflection
+        ("touchscreen reader", []),  # the term begins inside a word
+        ("screen-reader", []),  # declare it as an alias if it is meant
+        ("the screen reader's voice", ["screen reader"]),
+        ("screen_reader screen reader2", []),
+        ("screen reader\u0301", []),  # the last letter carries an accent: another letter
+    ],
+)
 def test_find(text: str, expected: list[str]) -> None:
     assert [text[slice(*chars)] for chars in find(text, "screen reader")] == expected
 
@@ -145,7 +148,7 @@ def test_tokenizer_without_offsets_is_refused() -> None:
 def test_bos_choices(words: PreTrainedTokenizerFast) -> None:
     plain = encode(words, "alt text", "off")
     forced = encode(words, "alt text", "on")
-    assert special_prefix(words, "default") == ()          # this tokenizer adds nothing by itself
+    assert special_prefix(words, "default") == ()  # this tokenizer adds nothing by itself
     assert forced.ids == (words.bos_token_id, *plain.ids)
     assert forced.prefix == 1
     assert locate(forced, "alt text").tokens == tuple(i + 1 for i in locate(plain, "alt text").tokens)
@@ -159,7 +162,8 @@ def test_special_tokens_behind_the_text_are_left_out(words: PreTrainedTokenizerF
     both = copy.deepcopy(words)
     end = words.bos_token_id
     both.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", end)])
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", end)]
+    )
     assert both("alt text")["input_ids"][-1] == end
     encoded = encode(both, "alt text", "default")
     assert encoded.ids == (end, *encode(words, "alt text", "off").ids)

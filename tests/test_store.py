@@ -22,19 +22,36 @@ PROVENANCE = Provenance({"torch": "2"}, None, None, "cpu", "float32", "on", "x",
 
 
 def _key(**changes: object) -> str:
-    parts: dict[str, object] = {"identity": IDENTITY, "dtype": "float32", "device": "cpu", "measure": "binding",
-                                "prompts": PROMPTS, "protocol": Protocol()}
+    parts: dict[str, object] = {
+        "identity": IDENTITY,
+        "dtype": "float32",
+        "device": "cpu",
+        "measure": "binding",
+        "prompts": PROMPTS,
+        "protocol": Protocol(),
+    }
     return result_key(**(parts | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [
-    {"identity": replace(IDENTITY, repo="org/other")}, {"identity": replace(IDENTITY, commit="d" * 40)},
-    {"identity": replace(IDENTITY, fingerprint="0" * 64)}, {"dtype": "bfloat16"}, {"device": "cuda"},
-    {"measure": "recognition"}, {"prompts": [replace(PROMPTS[0], text="Alt text is:")]},
-    {"prompts": [replace(PROMPTS[0], answer=1)]}, {"prompts": [replace(PROMPTS[0], aliases=("alternative text",))]},
-    {"prompts": [*PROMPTS, replace(PROMPTS[0], id="alt text/s")]}, {"protocol": Protocol(bos="off")},
-    {"protocol": Protocol(premise="Reply:")}, {"protocol": Protocol(rotate=False)},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": replace(IDENTITY, repo="org/other")},
+        {"identity": replace(IDENTITY, commit="d" * 40)},
+        {"identity": replace(IDENTITY, fingerprint="0" * 64)},
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"measure": "recognition"},
+        {"prompts": [replace(PROMPTS[0], text="Alt text is:")]},
+        {"prompts": [replace(PROMPTS[0], answer=1)]},
+        {"prompts": [replace(PROMPTS[0], aliases=("alternative text",))]},
+        {"prompts": [*PROMPTS, replace(PROMPTS[0], id="alt text/s")]},
+        {"protocol": Protocol(bos="off")},
+        {"protocol": Protocol(premise="Reply:")},
+        {"protocol": Protocol(rotate=False)},
+    ],
+    ids=str,
+)
 def test_key_changes_with_everything_that_changes_a_number(change: dict[str, object]) -> None:
     assert _key(**change) != _key()
 
@@ -62,7 +79,9 @@ def test_write_then_read(store: Store) -> None:
     store.write_run(RunFile({"name": "s"}, (Unit(REF, "done", {"binding": key}), Unit(REF, "failed", {}, "why"))))
     frame = store.read("binding")
     assert frame[["suite", "revision", "step", "prompt"]].to_numpy().tolist() == [
-        ["suite", "step10", 10, "p"], ["suite", "step10", 10, "q"]]
+        ["suite", "step10", 10, "p"],
+        ["suite", "step10", 10, "q"],
+    ]
     assert frame["eb_star"][0] == 0.5
     assert pd.isna(frame["eb_star"][1])
     assert store.read_run().units[1].reason == "why"
@@ -72,11 +91,19 @@ def test_write_then_read(store: Store) -> None:
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
 def test_a_torn_shard_is_reported_and_not_read(store: Store, damage: str) -> None:
     key = _key()
-    big = Measurement("binding", {"prompt": [f"prompt {i}" for i in range(5000)], "eb_star": [i / 7 for i in range(5000)]})
+    big = Measurement(
+        "binding", {"prompt": [f"prompt {i}" for i in range(5000)], "eb_star": [i / 7 for i in range(5000)]}
+    )
     path = store.write(REF, key, big, PROVENANCE)
     data = path.read_bytes()
-    path.write_bytes({"truncate": data[: len(data) // 2], "empty": b"", "text": b"hello",
-                      "flip": data[:2000] + bytes([data[2000] ^ 255]) + data[2001:]}[damage])
+    path.write_bytes(
+        {
+            "truncate": data[: len(data) // 2],
+            "empty": b"",
+            "text": b"hello",
+            "flip": data[:2000] + bytes([data[2000] ^ 255]) + data[2001:],
+        }[damage]
+    )
     fault = store.fault(REF, "binding", key)
     assert fault is not None
     assert "torn" in fault

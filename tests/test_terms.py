@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -17,6 +16,7 @@ from bindscope.records import Prompt, Question
 from bindscope.terms.library import library, read
 from bindscope.terms.prompts import LETTERS, build, read_jsonl, write_jsonl
 from bindscope.terms.spans import find
+from conftest import shared
 
 TERMS = library().select(["set-A", "set-B"])
 QUESTIONS = [(term, question) for term in TERMS for question in term.questions]
@@ -113,7 +113,8 @@ def test_rotations_differ_only_behind_the_term() -> None:
         ends = {p.text[: find(p.text, p.term, p.aliases)[0][1]] for p in recognition}
         assert len(ends) == 1
         assert {p.choices[p.answer] for p in recognition if p.answer is not None} == {
-            q.answer for t, q in QUESTIONS if t.name == recognition[0].term and q.kind == recognition[0].kind}
+            q.answer for t, q in QUESTIONS if t.name == recognition[0].term and q.kind == recognition[0].kind
+        }
 
 
 def test_unknown_names_are_answered_with_near_ones() -> None:
@@ -121,18 +122,22 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
         library().select("set-C")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("terms: []", "name"),
-    ("name: x\nterms:\n  - {name: a b, definition: d}", "terms.0.source"),
-    ("name: x\nterms:\n  - {name: a b, definition: d, source: s, colour: red}", "terms.0.colour"),
-    ("name: x\nterms:\n  - {name: a b, definition: d, source: s}\nsets: {y: [c d]}", "'c d', which is not a term"),
-    ("name: x\nterms:\n  - {name: a b, definition: d, source: s, recognition: [{kind: k, stem: t, answer: u}]}", "wrong"),
-    ("name: x\nterms:\n  - {name: a b, definition: d, source: s, recognition: [{kind: k, stem: t, answer: u, wrong_from: [c]}]}",
-     "'c' has no answer"),
-    ("name: x\nterms:\n  - {name: a b, definition: d, source: s, recognition: [{kind: k, stem: t, answer: u, wrong: [u]}]}",
-     "occurs twice"),
-    ("name: [", "cannot read"),
-])
+_HEAD = "name: x\nterms:\n  - {name: a b, definition: d, source: s"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("terms: []", "name"),
+        ("name: x\nterms:\n  - {name: a b, definition: d}", "terms.0.source"),
+        (_HEAD + ", colour: red}", "terms.0.colour"),
+        (_HEAD + "}\nsets: {y: [c d]}", "'c d', which is not a term"),
+        (_HEAD + ", recognition: [{kind: k, stem: t, answer: u}]}", "wrong"),
+        (_HEAD + ", recognition: [{kind: k, stem: t, answer: u, wrong_from: [c]}]}", "'c' has no answer"),
+        (_HEAD + ", recognition: [{kind: k, stem: t, answer: u, wrong: [u]}]}", "occurs twice"),
+        ("name: [", "cannot read"),
+    ],
+)
 def test_bad_term_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "terms.yaml"
     path.write_text(text)
@@ -145,14 +150,32 @@ def test_bad_term_files(tmp_path: Path, text: str, message: str) -> None:
 _text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
 
-@given(st.lists(st.tuples(_text, _text, st.lists(_text, min_size=2, max_size=5, unique=True), st.data()), min_size=1,
-                max_size=4, unique_by=lambda row: row[0]))
+@given(
+    st.lists(
+        st.tuples(_text, _text, st.lists(_text, min_size=2, max_size=5, unique=True), st.data()),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda row: row[0],
+    )
+)
 def test_jsonl_gives_prompts_back(tmp_path_factory: pytest.TempPathFactory, rows) -> None:  # type: ignore[no-untyped-def]
     prompts = []
     for term, text, choices, data in rows:
         gold = data.draw(st.integers(0, len(choices) - 1))
-        prompts.append(Prompt(f"{term}/r", term, text, "recognition", ("other",), "k", tuple(choices), gold,
-                              format="cloze", rotation=1))
+        prompts.append(
+            Prompt(
+                f"{term}/r",
+                term,
+                text,
+                "recognition",
+                ("other",),
+                "k",
+                tuple(choices),
+                gold,
+                format="cloze",
+                rotation=1,
+            )
+        )
         prompts.append(Prompt(f"{term}/g", term, text, "generation", (), "k", max_tokens=7))
     path = tmp_path_factory.mktemp("jsonl") / "p.jsonl"
     write_jsonl(prompts, path)
@@ -169,27 +192,36 @@ def test_published_prompts_are_read() -> None:
     prompts = read_jsonl(shared("published", "pilot_prompts", "pilot_terms.jsonl"))
     assert len(prompts) == 12
     assert Counter(p.task for p in prompts) == {"recognition": 6, "generation": 6}
-    assert all(find(p.text, p.term, p.aliases) for p in prompts)      # "alternative text" is an alias of ours
+    assert all(find(p.text, p.term, p.aliases) for p in prompts)  # "alternative text" is an alias of ours
     assert {p.answer for p in prompts if p.task == "recognition"} == {0}
 
 
-_GOOD = {"term": "alt text", "task": "recognition", "template": "Alt text is", "choices": ["a", "b"], "answer_idx": 0,
-         "prompt_id": "r1"}
+_GOOD = {
+    "term": "alt text",
+    "task": "recognition",
+    "template": "Alt text is",
+    "choices": ["a", "b"],
+    "answer_idx": 0,
+    "prompt_id": "r1",
+}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"choices": []}, "at least two"),
-    ({"choices": ["a", ""]}, "empty"),
-    ({"choices": ["a", "a"]}, "twice"),
-    ({"answer_idx": 2}, "0 to 1"),
-    ({"answer_idx": True}, "0 to 1"),
-    ({"answer": "B"}, "'answer_idx' 0 is 'A'"),
-    ({"task": "translation"}, "'task' must be"),
-    ({"template": " "}, "'template' must be"),
-    ({"prompt_id": 3}, "'prompt_id' must be"),
-    ({"colour": "red"}, "unknown keys colour"),
-    ({"format": "essay"}, "'format'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": []}, "at least two"),
+        ({"choices": ["a", ""]}, "empty"),
+        ({"choices": ["a", "a"]}, "twice"),
+        ({"answer_idx": 2}, "0 to 1"),
+        ({"answer_idx": True}, "0 to 1"),
+        ({"answer": "B"}, "'answer_idx' 0 is 'A'"),
+        ({"task": "translation"}, "'task' must be"),
+        ({"template": " "}, "'template' must be"),
+        ({"prompt_id": 3}, "'prompt_id' must be"),
+        ({"colour": "red"}, "unknown keys colour"),
+        ({"format": "essay"}, "'format'"),
+    ],
+)
 def test_bad_prompt_lines_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_GOOD) + "\n\n" + json.dumps(_GOOD | {"prompt_id": "r2"} | change) + "\n")

@@ -7,22 +7,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
+from bindscope.records import Bos, Dtype
+
+if TYPE_CHECKING:
+    from bindscope.store import Store
 
 app = typer.Typer(
     name="bindscope",
     help="When does a language model bind a multi-token term into one concept, and when does it know the term?",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 _INTERRUPTED = 130
-Dtypes = Literal["auto", "float32", "bfloat16", "float16"]
-BosChoice = Literal["default", "on", "off"]
 
 
 @app.command()
@@ -36,9 +41,7 @@ def run(
 
     wanted = studies.load(study)
     wanted.build_prompts()  # a bad prompt file or term set is found before anything is loaded
-    from bindscope.store import Store
-
-    store = _writable(Store, out)
+    store = _store(out)
     from bindscope.execute import local
 
     with Progress() as progress:
@@ -57,8 +60,8 @@ def measure(
     terms: Annotated[list[str], typer.Argument(help='Terms ("screen reader") or term sets (pilot-3).')],
     revision: Annotated[str | None, typer.Option(help="Branch, tag, commit, checkpoint name or step.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A text of your own that holds the terms.")] = None,
-    bos: Annotated[BosChoice | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
-    dtype: Annotated[Dtypes, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
+    bos: Annotated[Bos | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
@@ -72,12 +75,26 @@ def measure(
 
     with waiting(f"loading {model}"):
         loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
+    for note in loaded.sources.notes if loaded.sources else ():
+        _complain(note)
     with waiting("measuring"):
         found = look(loaded, wanted, prompt)
     if as_json:
         identity = asdict(loaded.sources.identity) if loaded.sources else None
-        print(json.dumps({"model": model, "checkpoint": asdict(ref), "identity": identity, "dtype": loaded.dtype,
-                          "bos": loaded.bos, "terms": [asdict(item) for item in found]}, ensure_ascii=False, indent=1))
+        print(
+            json.dumps(
+                {
+                    "model": model,
+                    "checkpoint": asdict(ref),
+                    "identity": identity,
+                    "dtype": loaded.dtype,
+                    "bos": loaded.bos,
+                    "terms": [asdict(item) for item in found],
+                },
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
     else:
         looks(loaded, found)
 
@@ -85,7 +102,9 @@ def measure(
 @app.command()
 def audit(
     models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
-    terms: Annotated[list[str] | None, typer.Option(help="Term set or term; repeat for several. All if left out.")] = None,
+    terms: Annotated[
+        list[str] | None, typer.Option(help="Term set or term; repeat for several. All if left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
 ) -> None:
     """How tokenizers cut each term, alone and in a sentence, and whether it can be measured."""
@@ -102,7 +121,7 @@ def audit(
     if out is None:
         audit_table(table)
         return
-    lists = [name for name in table if str(name).endswith(("_ids", "_strings"))]
+    lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
     table[lists] = table[lists].map(lambda value: json.dumps(value, ensure_ascii=False))
     try:
         table.to_csv(out, index=False)
@@ -123,9 +142,8 @@ def suites() -> None:
 def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.")]) -> None:
     """Write report.html again from stored results; no model is needed."""
     from bindscope.report import html
-    from bindscope.store import Store
 
-    print(html.write(Store(folder, create=False)))
+    print(html.write(_store(folder, create=False)))
 
 
 @app.command()
@@ -137,9 +155,12 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _writable(store: type, out: Path):  # type: ignore[no-untyped-def]
+def _store(folder: Path, create: bool = True) -> Store:
+    """A results folder that cannot be used is a wrong request, unlike a disk that fills up later."""
+    from bindscope.store import Store
+
     try:
-        return store(out)
+        return Store(folder, create)
     except BindscopeError as error:
         raise RequestError(str(error)) from error
 

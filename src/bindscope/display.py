@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
@@ -34,8 +34,16 @@ class Progress:
 
     def __init__(self) -> None:
         self._live = _ERR.is_terminal
-        self._bars = Bars(TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                          TextColumn("left"), TimeRemainingColumn(), console=_ERR, disable=not self._live)
+        self._bars = Bars(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_ERR,
+            disable=not self._live,
+        )
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -96,11 +104,16 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
             table.add_column(name, justify="right")
         for row in part.to_dict("records"):
             step = str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
-            table.add_row(escape(step), *[_number(row.get(c)) for c in ("eb_star", "null", "excess", "accuracy", "margin")])
+            table.add_row(
+                escape(step), *[_number(row.get(c)) for c in ("eb_star", "null", "excess", "accuracy", "margin")]
+            )
         _OUT.print(table)
     terms, prompts = binding["term"].nunique(), binding["prompt"].nunique()
-    _OUT.print(f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
-               "excess: EB* minus null; margin: nats per token.", soft_wrap=True)
+    _OUT.print(
+        f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
+        "excess: EB* minus null; margin: nats per token.",
+        soft_wrap=True,
+    )
     if not recognition.empty:
         _OUT.print(f"Chance accuracy is {float((1 / recognition['choices'].map(len)).mean()):.3f}.")
     gone = excluded(binding)
@@ -109,8 +122,11 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
         _OUT.print(f"Prompts without a binding value: {reasons}; the report lists them.", soft_wrap=True)
     failed = [u for u in result.units if u.status == "failed"]
     found = len(result.units) - len(failed) - result.measured
-    counts = [f"{n} {what}" for n, what in ((result.measured, "measured"), (found, "found in the store"),
-                                            (len(failed), "failed")) if n]
+    counts = [
+        f"{n} {what}"
+        for n, what in ((result.measured, "measured"), (found, "found in the store"), (len(failed), "failed"))
+        if n
+    ]
     _OUT.print(f"Checkpoints: {', '.join(counts)}.")
     for unit in failed:
         _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
@@ -127,38 +143,53 @@ def looks(loaded: Loaded, found: Sequence[Look]) -> None:
         if item.k is None:
             _OUT.print(f"  not measured: {item.reason}", markup=False)
             continue
-        _OUT.print(f"  EB* {_number(item.eb_star)}   EB*_mass {_number(item.eb_star_mass)}   k {item.k}   best layer "
-                   f"{item.best_layer}   prompts {item.prompts}")
-        null = (f"  null {_number(item.null_mean)} ({item.null_n} windows)   excess {_number(item.excess)}   percentile "
-                f"{_number(item.percentile)}")
+        _OUT.print(
+            f"  EB* {_number(item.eb_star)}   EB*_mass {_number(item.eb_star_mass)}   k {item.k}   best layer "
+            f"{item.best_layer}   prompts {item.prompts}"
+        )
+        null = (
+            f"  null {_number(item.null_mean)} ({item.null_n} windows)   excess {_number(item.excess)}   percentile "
+            f"{_number(item.percentile)}"
+        )
         _OUT.print(null if item.null_mean is not None else f"  null not available: {item.reason}", markup=False)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("  head", "BSI", "previous-token score", "rank", "a previous-token head?"):
             table.add_column(name, justify="right")
         for head in item.heads:
-            table.add_row(f"  {head.layer}.{head.head}", _number(head.bsi), _number(head.previous_token_score),
-                          str(head.previous_token_rank), "yes" if head.is_previous_token else "no")
+            table.add_row(
+                f"  {head.layer}.{head.head}",
+                _number(head.bsi),
+                _number(head.previous_token_score),
+                str(head.previous_token_rank),
+                "yes" if head.is_previous_token else "no",
+            )
         _OUT.print(table)
-    _OUT.print("Heads are layer.head, from 0. A previous-token head gives more than half of its attention on neutral text "
-               "to the token before;\nrank 1 has the highest such score of all heads. null: windows of k tokens "
-               "elsewhere in the same texts.", soft_wrap=True)
+    _OUT.print(
+        "Heads are layer.head, from 0. A previous-token head gives more than half of its attention on neutral text "
+        "to the token before;\nrank 1 has the highest such score of all heads. null: windows of k tokens "
+        "elsewhere in the same texts.",
+        soft_wrap=True,
+    )
 
 
 def audit_table(table: pd.DataFrame) -> None:
-    """The audit on a screen."""
+    """The audit on a screen: a line for the term in a sentence, one more where it stands alone in other tokens."""
     for name, part in table.groupby("tokenizer", sort=False):
-        shown = Table(title=escape(str(name)), box=box.SIMPLE_HEAD, title_justify="left")
-        for column in ("term", "alone", "in a sentence", "k", "same ids", "can be measured"):
+        shown = Table(title=escape(str(name)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for column in ("term", "k", "tokens", "ids", "measurable"):
             shown.add_column(column, overflow="fold")
         for row in part.to_dict("records"):
-            shown.add_row(*[escape(str(v)) for v in (
-                row["term"], _pieces(row["bare_ids"], row["bare_strings"]), _pieces(row["prompt_ids"], row["prompt_strings"]),
-                row["prompt_n"], "no" if row["forms_differ"] else "yes", "yes" if row["valid"] else f"no: {row['reason']}")])
+            verdict = "yes" if row["valid"] else f"no: {row['reason']}"
+            shown.add_row(escape(row["term"]), *_pieces(row, "prompt"), verdict)
+            if row["forms_differ"]:
+                shown.add_row("  alone", *_pieces(row, "bare"), "")
         _OUT.print(shown)
+    _OUT.print("k: tokens of the term inside a sentence, which is what is measured; \u00b7 is a space.")
 
 
-def _pieces(ids: Sequence[int], strings: Sequence[str]) -> str:
-    return " ".join(f"{i}:{s!r}" for i, s in zip(ids, strings, strict=True))
+def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
+    strings = "|".join(s.replace(" ", "\u00b7") for s in row[f"{form}_strings"])
+    return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
 
 
 def catalogue() -> None:
@@ -176,7 +207,11 @@ def catalogue() -> None:
             table.add_row(name, "-", "not installed", "-", escape(str(error)))
             continue
         refs = found.checkpoints
-        repo = refs[-1].repo if refs[-1].revision or "/" in refs[-1].repo and not Path(refs[-1].repo).exists() else "local"
+        repo = (
+            refs[-1].repo
+            if refs[-1].revision or ("/" in refs[-1].repo and not Path(refs[-1].repo).exists())
+            else "local"
+        )
         table.add_row(name, str(len(refs)), escape(repo), found.bos, escape(found.note))
     _OUT.print(table)
 

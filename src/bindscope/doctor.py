@@ -52,8 +52,15 @@ def _device(kind: str) -> str:
 
 
 def _hook() -> Finding:
-    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     try:
         check = self_check(LlamaForCausalLM(config).eval())
     except BindscopeError as error:
@@ -76,8 +83,11 @@ def _hub() -> Finding:
     try:
         HfApi().model_info("openai-community/gpt2", timeout=5)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        return Finding("hub", f"{constants.ENDPOINT} is not reachable ({type(error).__name__}): local and cached models "
-                              "can be measured", "note")
+        return Finding(
+            "hub",
+            f"{constants.ENDPOINT} is not reachable ({type(error).__name__}): local and cached models can be measured",
+            "note",
+        )
     return Finding("hub", f"{constants.ENDPOINT} answers")
 
 

@@ -86,8 +86,11 @@ def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: 
     """
     if text is not None and not text.strip():
         raise PromptError("the prompt is empty; give a text that holds the term")
-    prompts = [Prompt(f"{t.name}/carrier/{i}", t.name, carrier.format(term=t.name), "generation", t.aliases)
-               for t in terms for i, carrier in enumerate(CARRIERS)]
+    prompts = [
+        Prompt(f"{t.name}/carrier/{i}", t.name, carrier.format(term=t.name), "generation", t.aliases)
+        for t in terms
+        for i, carrier in enumerate(CARRIERS)
+    ]
     if text is not None:
         for term in terms:
             _present(loaded, term, text)
@@ -113,13 +116,24 @@ def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads
         return Look(term.name, (), None, 0, None, None, None, 0, None, None, None, (), str(rows["reason"].iloc[0]))
     bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
     ranks = (-pts).argsort().argsort() + 1
-    top = tuple(Head(int(i) // loaded.heads, int(i) % loaded.heads, float(bsi[i]), float(pts[i]), int(ranks[i]))
-                for i in (-bsi).argsort()[:heads])
+    top = tuple(
+        Head(int(i) // loaded.heads, int(i) % loaded.heads, float(bsi[i]), float(pts[i]), int(ranks[i]))
+        for i in (-bsi).argsort()[:heads]
+    )
     tokens, _ = Counter(tuple(s) for s in found["span_strings"]).most_common(1)[0]
     return Look(
-        term.name, tokens, len(tokens), len(found), _mean(found, "eb_star"), _mean(found, "eb_star_mass"),
-        _mean(found, "null_mean"), int(found["null_n"].min()), _mean(found, "excess"), _mean(found, "percentile"),
-        int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()), top,
+        term.name,
+        tokens,
+        len(tokens),
+        len(found),
+        _mean(found, "eb_star"),
+        _mean(found, "eb_star_mass"),
+        _mean(found, "null_mean"),
+        int(found["null_n"].min()),
+        _mean(found, "excess"),
+        _mean(found, "percentile"),
+        int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()),
+        top,
         _only(found["null_reason"]),
     )
 

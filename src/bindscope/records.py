@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 Task = Literal["recognition", "generation"]
 Format = Literal["listed", "cloze"]
 Bos = Literal["default", "on", "off"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class Provenance:
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
+
     def plain(x: Any) -> Any:
         if is_dataclass(x) and not isinstance(x, type):
             return asdict(x)

@@ -166,5 +166,7 @@ def _atomic(path: Path, write: Any) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was measured before is kept, "
-                         "run again when there is room") from error
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; what was measured before is kept, "
+            "run again when there is room"
+        ) from error

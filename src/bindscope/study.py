@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bindscope.errors import RequestError, UnknownName
-from bindscope.records import Bos, Format, Prompt, Protocol, Term
+from bindscope.records import Bos, Dtype, Format, Prompt, Protocol, Term
 from bindscope.terms.library import library
 from bindscope.terms.prompts import build, read_jsonl
 
@@ -32,7 +32,7 @@ class Study(BaseModel):
     format: Format = "listed"
     rotate: bool = True
     bos: Bos | None = None
-    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
+    dtype: Dtype = "auto"
 
     @model_validator(mode="after")
     def _one_source(self) -> Study:
@@ -86,8 +86,9 @@ def _parse(text: str, where: str, base: Path) -> Study:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{where}: {place + ': ' if place else ''}{first['msg']}"
-                           f"{_seen(first.get('input'))}") from error
+        raise RequestError(
+            f"{where}: {place + ': ' if place else ''}{first['msg']}{_seen(first.get('input'))}"
+        ) from error
     if study.prompts is not None and not study.prompts.is_absolute():
         study = study.model_copy(update={"prompts": base / study.prompts})
     return study

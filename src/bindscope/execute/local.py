@@ -59,6 +59,8 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
     for i, (ref, protocol) in enumerate(plan):
         try:
             sources = identify(ref)
+            for note in sources.notes:
+                watcher.note(note)
             keys = _keys(study, sources, prompts, protocol)
             faults = [store.fault(ref, name, key) for name, key in keys.items()]
             for fault in filter(None, faults):
@@ -90,8 +92,14 @@ def _keys(study: Study, sources: Sources, prompts: tuple[Prompt, ...], protocol:
 
 
 def _measure(
-    study: Study, store: Store, ref: CheckpointRef, sources: Sources, protocol: Protocol,
-    prompts: tuple[Prompt, ...], keys: dict[str, str], watcher: Watcher,
+    study: Study,
+    store: Store,
+    ref: CheckpointRef,
+    sources: Sources,
+    protocol: Protocol,
+    prompts: tuple[Prompt, ...],
+    keys: dict[str, str],
+    watcher: Watcher,
 ) -> None:
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     loaded = load(ref, bos=protocol.bos, dtype=study.dtype, sources=sources)
@@ -106,11 +114,22 @@ def _provenance(
 ) -> Provenance:
     commit, dirty = _git()
     return Provenance(
-        versions=versions(), git_commit=commit, git_dirty=dirty, device=loaded.device.type, dtype=loaded.dtype,
-        bos=loaded.bos, attention=f"{NAME} ({'packed rows' if check.packed else 'shared cache'})",
-        identity=sources.identity, checkpoint=loaded.ref, protocol=protocol, started=started,
+        versions=versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+        device=loaded.device.type,
+        dtype=loaded.dtype,
+        bos=loaded.bos,
+        attention=f"{NAME} ({'packed rows' if check.packed else 'shared cache'})",
+        identity=sources.identity,
+        checkpoint=loaded.ref,
+        protocol=protocol,
+        started=started,
         seconds=round(seconds, 3),
-        notes=(f"self-check: rows within {check.rows:.1e} and logits within {check.logits:.1e} of eager attention",),
+        notes=(
+            f"self-check: rows within {check.rows:.1e} and logits within {check.logits:.1e} of eager attention",
+            *sources.notes,
+        ),
     )
 
 
@@ -135,4 +154,3 @@ def _git() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
-

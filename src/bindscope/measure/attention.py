@@ -95,8 +95,11 @@ def set_implementation(model: PreTrainedModel, name: str) -> None:
     except (ValueError, ImportError) as error:
         raise unsupported(model, " ".join(str(error).split())) from error
     if model.config._attn_implementation != name:
-        raise unsupported(model, "its attention is code of its own, which transformers does not route through the "
-                                 "attention interface, so its heads can be neither read nor edited")
+        raise unsupported(
+            model,
+            "its attention is code of its own, which transformers does not route through the "
+            "attention interface, so its heads can be neither read nor edited",
+        )
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
@@ -107,9 +110,7 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 
 @contextmanager
-def recording(
-    want: Want | None = None, packing: Packing | None = None, edit: Edit | None = None
-) -> Iterator[Pass]:
+def recording(want: Want | None = None, packing: Packing | None = None, edit: Edit | None = None) -> Iterator[Pass]:
     """Forward passes inside this block, under `hooked`, fill the returned Pass."""
     current = Pass(want, packing, edit)
     token = _CURRENT.set(current)
@@ -125,10 +126,10 @@ def band(lengths: Tensor, size: int, width: int) -> Want:
     lengths: (B,) tokens in each row. keys[b, i, 0] = 0 (the sink); keys[b, i, d] = i - d for d = 1..width.
     """
     i = torch.arange(size, device=lengths.device)
-    real = i[None, :] < lengths[:, None]                                  # (B, T)
+    real = i[None, :] < lengths[:, None]  # (B, T)
     queries = torch.where(real, i, -1)
     d = torch.arange(1, width + 1, device=lengths.device)
-    keys = torch.cat([torch.zeros_like(i)[:, None], i[:, None] - d], 1)   # (T, 1 + width)
+    keys = torch.cat([torch.zeros_like(i)[:, None], i[:, None] - d], 1)  # (T, 1 + width)
     return Want(queries, torch.where(real[:, :, None], keys, -1))
 
 
@@ -147,7 +148,9 @@ def _attention(
     """query (B, H, T, d), key and value (B, H_kv, S, d) -> heads' outputs (B, T, H, d)."""
     if kwargs.get("position_bias") is not None:
         raise UnsupportedArchitecture(f"{type(module).__name__} adds a position bias to its scores, which is not read")
-    scores = _Scores(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    scores = _Scores(
+        query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux
+    )
     if softcap is None and s_aux is None:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     else:
@@ -223,7 +226,7 @@ class _Scores:
         return torch.cat(parts, 2).transpose(1, 2).nan_to_num().to(value.dtype).contiguous()
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+def _mask(*args: Any, **kwargs: Any) -> Any:
     """Boolean mask (B, 1, T, S) or None: SDPA's own, or the packed one where the current pass is packed."""
     current = _CURRENT.get()
     if current is None or current.packing is None:

@@ -4,8 +4,8 @@ All functions take a *band* P of shape (L, H, T, 1 + D): P[l, h, i, 0] is the at
 P[l, h, i, d] to position i - d. A term of k tokens at positions s_1 < ... < s_k (contiguous) needs D >= k - 1.
 
 BSI, EB, EB* and head entropy are the published quantities (Tran 2026, section 3). Their all-pairs mean falls with k: a
-head that always looks at the previous token has BSI = 2/k. `mass`, which sums over earlier tokens of the term instead of
-averaging, does not fall with k; it equals BSI at k = 2.
+head that always looks at the previous token has BSI = 2/k. `mass`, which sums over earlier tokens of the term where
+BSI averages, does not fall with k; it equals BSI at k = 2.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class HeadValues:
 
 def head_values(P: Band, start: int, k: int) -> HeadValues:
     """Values of every head for the term at positions start ... start + k - 1."""
-    rows = P[:, :, start : start + k].astype(np.float64)                      # (L, H, k, 1 + D)
+    rows = P[:, :, start : start + k].astype(np.float64)  # (L, H, k, 1 + D)
     pairs = [(i, d) for i in range(1, k) for d in range(1, i + 1)]
-    weights = np.stack([rows[:, :, i, d] for i, d in pairs], -1)              # (L, H, k (k - 1) / 2)
+    weights = np.stack([rows[:, :, i, d] for i, d in pairs], -1)  # (L, H, k (k - 1) / 2)
     sink = rows[:, :, :, 0]
     rest = np.stack([1 - sink[:, :, i] for i, _ in pairs], -1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -93,7 +93,7 @@ def windows(P: Band, k: int, forbidden: Iterable[int]) -> Windows:
         return Windows(k, starts, np.empty(0), np.empty(0))
     pair_sum = mass_sum = np.zeros((P.shape[0], P.shape[1], len(starts)))
     for i in range(1, k):
-        row = P[:, :, starts + i, 1 : i + 1].astype(np.float64).sum(-1)       # sum_{j<i} A[s_i, s_j], (L, H, n)
+        row = P[:, :, starts + i, 1 : i + 1].astype(np.float64).sum(-1)  # sum_{j<i} A[s_i, s_j], (L, H, n)
         pair_sum = pair_sum + row
         mass_sum = mass_sum + row
     pairs = k * (k - 1) / 2
@@ -129,7 +129,8 @@ def position_bin(start: int) -> int:
 
 def previous_token_scores(bands: Sequence[Band], first: int) -> Array:
     """Mean attention to the previous token, (L, H), over positions i > first of each text (i - 1 >= first >= 1)."""
-    return np.concatenate([P[:, :, first + 1 :, 1].astype(np.float64) for P in bands], 2).mean(2)
+    rows = np.concatenate([P[:, :, first + 1 :, 1].astype(np.float64) for P in bands], 2)
+    return np.asarray(rows.mean(2))
 
 
 def correlation(x: Array, y: Array) -> float | None:

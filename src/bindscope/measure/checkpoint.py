@@ -51,10 +51,7 @@ class _Item:
 
 
 def measure(
-    loaded: Loaded,
-    prompts: Sequence[Prompt],
-    protocol: Protocol,
-    progress: Callable[[int], None] | None = None,
+    loaded: Loaded, prompts: Sequence[Prompt], protocol: Protocol, progress: Callable[[int], None] | None = None
 ) -> tuple[list[Measurement], SelfCheck]:
     """Measure one loaded checkpoint on all prompts.
 
@@ -79,18 +76,24 @@ def measure(
     null = _windows(loaded, pairs, sorted({i.span.k for i in items if i.span and i.binds}))
     return [
         _binding(loaded, pairs, null, pts, protocol),
-        Measurement("windows", {
-            "prompt": [p for p, w in null for _ in w.starts],
-            "k": [w.k for _, w in null for _ in w.starts],
-            "start": [int(s) for _, w in null for s in w.starts],
-            "eb_star": [float(v) for _, w in null for v in w.eb_star],
-            "eb_star_mass": [float(v) for _, w in null for v in w.eb_star_mass],
-        }),
-        Measurement("heads", {
-            "layer": [layer for layer in range(loaded.layers) for _ in range(loaded.heads)],
-            "head": [head for _ in range(loaded.layers) for head in range(loaded.heads)],
-            "previous_token_score": [float(v) for v in pts.ravel()],
-        }),
+        Measurement(
+            "windows",
+            {
+                "prompt": [p for p, w in null for _ in w.starts],
+                "k": [w.k for _, w in null for _ in w.starts],
+                "start": [int(s) for _, w in null for s in w.starts],
+                "eb_star": [float(v) for _, w in null for v in w.eb_star],
+                "eb_star_mass": [float(v) for _, w in null for v in w.eb_star_mass],
+            },
+        ),
+        Measurement(
+            "heads",
+            {
+                "layer": [layer for layer in range(loaded.layers) for _ in range(loaded.heads)],
+                "head": [head for _ in range(loaded.layers) for head in range(loaded.heads)],
+                "previous_token_score": [float(v) for v in pts.ravel()],
+            },
+        ),
         _recognition(pairs, unconditional),
     ], check
 
@@ -100,8 +103,10 @@ def _prepare(loaded: Loaded, prompt: Prompt) -> _Item:
     choices = tuple(continuation(loaded.tokenizer, encoded, choice, loaded.bos) for choice in prompt.choices)
     longest = len(encoded.ids) + max((len(c) for c in choices), default=0)
     if loaded.context is not None and longest > loaded.context:
-        raise PromptError(f"prompt {prompt.id!r} needs {longest} tokens with its longest choice, more than the "
-                          f"{loaded.context} of the context of {loaded.ref.suite}; shorten it")
+        raise PromptError(
+            f"prompt {prompt.id!r} needs {longest} tokens with its longest choice, more than the "
+            f"{loaded.context} of the context of {loaded.ref.suite}; shorten it"
+        )
     try:
         return _Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
     except SpanError as error:
@@ -129,8 +134,11 @@ def _windows(loaded: Loaded, pairs: list[tuple[_Item, Reading]], ks: list[int]) 
     for item, reading in pairs:
         if reading.band is None:
             continue
-        mine = [t for chars in find(item.encoded.text, item.prompt.term, item.prompt.aliases)
-                for t in tokens_of(item.encoded, chars)]
+        mine = [
+            t
+            for chars in find(item.encoded.text, item.prompt.term, item.prompt.aliases)
+            for t in tokens_of(item.encoded, chars)
+        ]
         marks = [i for i, token in enumerate(item.encoded.ids) if token in special or i < item.encoded.prefix]
         out += [(item.prompt.id, b.windows(reading.band, k, [*mine, *marks])) for k in ks]
     return out
@@ -175,10 +183,35 @@ def _identity_columns(loaded: Loaded, item: _Item) -> dict[str, Any]:
 
 #: Columns of a prompt whose term has a span; all None where it has none.
 _COLUMNS = (
-    "eb_star", "eb_per_layer", "best_layer", "best_head", "entropy", "eb_star_mass", "adjacent_bsi", "first_bsi",
-    "sink_mass", "bsi_sinkless", "uniform_baseline", "null_n", "null_mean", "excess", "percentile", "null_reason",
-    "mass_null_mean", "mass_excess", "mass_percentile", "position_null_n", "position_null_mean", "position_excess",
-    "position_percentile", "position_null_reason", "bsi_pts_r", "best_head_is_pts", "bsi", "mass", "sink",
+    "eb_star",
+    "eb_per_layer",
+    "best_layer",
+    "best_head",
+    "entropy",
+    "eb_star_mass",
+    "adjacent_bsi",
+    "first_bsi",
+    "sink_mass",
+    "bsi_sinkless",
+    "uniform_baseline",
+    "null_n",
+    "null_mean",
+    "excess",
+    "percentile",
+    "null_reason",
+    "mass_null_mean",
+    "mass_excess",
+    "mass_percentile",
+    "position_null_n",
+    "position_null_mean",
+    "position_excess",
+    "position_percentile",
+    "position_null_reason",
+    "bsi_pts_r",
+    "best_head_is_pts",
+    "bsi",
+    "mass",
+    "sink",
 )
 
 
@@ -199,14 +232,35 @@ def _binding_row(
     near = b.against(star, samples.get((k, "eb_star", b.position_bin(start)), empty), least)
     sinkless = float(v.bsi_sinkless[layer, head])
     values = (
-        star, per_layer.tolist(), layer, head, b.head_entropy(v.bsi[layer]), star_mass,
-        float(v.adjacent[layer, head]), float(v.first[layer, head]), float(v.sink[layer, head]),
-        None if np.isnan(sinkless) else sinkless, b.uniform_baseline(start, k),
-        null.n, null.mean, null.excess, null.percentile, null.reason,
-        mass.mean, mass.excess, mass.percentile,
-        near.n, near.mean, near.excess, near.percentile, near.reason,
-        b.correlation(v.bsi, pts), bool(v.bsi.argmax() == pts.argmax()),
-        v.bsi.ravel().tolist(), v.mass.ravel().tolist(), v.sink.ravel().tolist(),
+        star,
+        per_layer.tolist(),
+        layer,
+        head,
+        b.head_entropy(v.bsi[layer]),
+        star_mass,
+        float(v.adjacent[layer, head]),
+        float(v.first[layer, head]),
+        float(v.sink[layer, head]),
+        None if np.isnan(sinkless) else sinkless,
+        b.uniform_baseline(start, k),
+        null.n,
+        null.mean,
+        null.excess,
+        null.percentile,
+        null.reason,
+        mass.mean,
+        mass.excess,
+        mass.percentile,
+        near.n,
+        near.mean,
+        near.excess,
+        near.percentile,
+        near.reason,
+        b.correlation(v.bsi, pts),
+        bool(v.bsi.argmax() == pts.argmax()),
+        v.bsi.ravel().tolist(),
+        v.mass.ravel().tolist(),
+        v.sink.ravel().tolist(),
     )
     return dict(zip(_COLUMNS, values, strict=True))
 
@@ -222,13 +276,23 @@ def _recognition(pairs: list[tuple[_Item, Reading]], unconditional: dict[str, fl
         alone = [unconditional[choice] for choice in prompt.choices]
         by = scores(sums, lengths, prompt.choices, alone, prompt.answer)
         row: dict[str, Any] = {
-            "prompt": prompt.id, "term": prompt.term, "kind": prompt.kind, "format": prompt.format,
-            "rotation": prompt.rotation, "gold": prompt.answer, "choices": list(prompt.choices), "logprob": sums,
-            "choice_tokens": lengths, "choice_bytes": [len(c.encode()) for c in prompt.choices],
+            "prompt": prompt.id,
+            "term": prompt.term,
+            "kind": prompt.kind,
+            "format": prompt.format,
+            "rotation": prompt.rotation,
+            "gold": prompt.answer,
+            "choices": list(prompt.choices),
+            "logprob": sums,
+            "choice_tokens": lengths,
+            "choice_bytes": [len(c.encode()) for c in prompt.choices],
             "unconditional": alone,
         }
         for name, score in by.items():
-            row |= {f"predicted_{name}": score.predicted, f"correct_{name}": score.predicted == score.gold,
-                    f"margin_{name}": score.margin}
+            row |= {
+                f"predicted_{name}": score.predicted,
+                f"correct_{name}": score.predicted == score.gold,
+                f"margin_{name}": score.margin,
+            }
         rows.append(row)
     return Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})

@@ -85,8 +85,8 @@ def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
     ids = torch.zeros(len(rows), T, dtype=torch.long)
     positions = torch.zeros(len(rows), T, dtype=torch.long)
     segments = torch.full((len(rows), T), -1, dtype=torch.long)
-    reads: list[tuple[int, int]] = []                       # (row, position) whose logits are needed
-    targets: list[list[tuple[list[int], tuple[int, ...]]]] = []   # per row and continuation: reads and target ids
+    reads: list[tuple[int, int]] = []  # (row, position) whose logits are needed
+    targets: list[list[tuple[list[int], tuple[int, ...]]]] = []  # per row and continuation: reads and target ids
     for b, row in enumerate(rows):
         n = len(row.ids)
         ids[b, :n] = torch.tensor(row.ids)
@@ -94,7 +94,7 @@ def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
         segments[b, :n] = 0
         first, at, mine = len(reads), n, []
         if row.continuations:
-            reads.append((b, n - 1))                        # every continuation's first token is predicted here
+            reads.append((b, n - 1))  # every continuation's first token is predicted here
         for c, tokens in enumerate(row.continuations, 1):
             body = len(tokens) - 1
             ids[b, at : at + body] = torch.tensor(tokens[:-1], dtype=torch.long)
@@ -129,19 +129,17 @@ def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) 
         return []
     where = torch.tensor([i for reads, _ in targets for i in reads], device=logits.device)
     token = torch.tensor([t for _, tokens in targets for t in tokens], device=logits.device)
-    norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
+    norm = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 256)])
     flat = (logits[where, token].float() - norm[where]).cpu().numpy()
     ends = np.cumsum([len(tokens) for _, tokens in targets])[:-1]
     return list(np.split(flat, ends))
 
 
-def _bands(
-    current: Pass, rows: Sequence[Row], width: int, model: PreTrainedModel
-) -> list[NDArray[np.float32] | None]:
+def _bands(current: Pass, rows: Sequence[Row], width: int, model: PreTrainedModel) -> list[NDArray[np.float32] | None]:
     layers = int(model.config.num_hidden_layers)
     if missing := sorted(set(range(layers)) - set(current.rows)):
         raise unsupported(model, f"layers {missing} of {layers} have no attention rows")
-    stack = torch.stack([current.rows[layer].float().cpu() for layer in range(layers)], 1)   # (B, L, H, T, 1 + width)
+    stack = torch.stack([current.rows[layer].float().cpu() for layer in range(layers)], 1)  # (B, L, H, T, 1 + width)
     return [stack[b, :, :, : len(row.ids), : 1 + row.band].numpy() if row.band else None for b, row in enumerate(rows)]
 
 
@@ -176,7 +174,7 @@ def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
     if not row.continuations:
         return [Reading((), strip)]
     C, m = len(row.continuations), max(len(c) for c in row.continuations)
-    first = out.logits[0, :1]                                                    # (1, V)
+    first = out.logits[0, :1]  # (1, V)
     logits = first.expand(C, -1)[:, None]
     if m > 1:
         cache = out.past_key_values
@@ -186,7 +184,7 @@ def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
             ids[c, : len(tokens) - 1] = torch.tensor(tokens[:-1], dtype=torch.long)
         positions = torch.arange(n, n + m - 1, device=device).expand(C, -1)
         rest = model(ids, past_key_values=cache, position_ids=positions, use_cache=True).logits
-        logits = torch.cat([logits, rest], 1)                                    # (C, m, V)
+        logits = torch.cat([logits, rest], 1)  # (C, m, V)
     flat = logits.flatten(0, 1)
     targets = [([c * m + i for i in range(len(tokens))], tokens) for c, tokens in enumerate(row.continuations)]
     return [Reading(tuple(_logprobs(flat, targets)), strip)]
@@ -195,9 +193,13 @@ def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
 def _finite(reading: Reading, row: Row) -> Reading:
     for values in reading.logprobs:
         if not np.isfinite(values).all():
-            raise MeasureError(f"the model gives log-probabilities that are not finite on a prompt of {len(row.ids)} tokens; "
-                               "use float32 or bfloat16 (float16 overflows on some models)")
+            raise MeasureError(
+                f"the model gives log-probabilities that are not finite on a prompt of {len(row.ids)} tokens; "
+                "use float32 or bfloat16 (float16 overflows on some models)"
+            )
     if reading.band is not None and np.isnan(reading.band[..., 0]).any():
-        raise MeasureError(f"the model gives attention weights that are not finite on a prompt of {len(row.ids)} tokens; "
-                           "use float32 or bfloat16 (float16 overflows on some models)")
+        raise MeasureError(
+            f"the model gives attention weights that are not finite on a prompt of {len(row.ids)} tokens; "
+            "use float32 or bfloat16 (float16 overflows on some models)"
+        )
     return reading

@@ -29,14 +29,19 @@ def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: s
     prompt ends in white space.
     """
     if encoded.text[-1:].isspace():
-        raise PromptError(f"the prompt {encoded.text!r} ends in white space, and a space is put before each choice; "
-                          "remove it")
-    joined = (*special_prefix(tokenizer, bos),
-              *tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"])
+        raise PromptError(
+            f"the prompt {encoded.text!r} ends in white space, and a space is put before each choice; remove it"
+        )
+    joined = (
+        *special_prefix(tokenizer, bos),
+        *tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"],
+    )
     n = len(encoded.ids)
     if joined[:n] != encoded.ids:
-        raise PromptError(f"the tokenizer merges the prompt {encoded.text!r} with the choice {choice!r} at their join; "
-                          "end the prompt in punctuation")
+        raise PromptError(
+            f"the tokenizer merges the prompt {encoded.text!r} with the choice {choice!r} at their join; "
+            "end the prompt in punctuation"
+        )
     if len(joined) == n:
         raise PromptError(f"the choice {choice!r} adds no token after the prompt {encoded.text!r}")
     return tuple(int(i) for i in joined[n:])
@@ -71,5 +76,3 @@ def scores(
         "pmi": raw - np.asarray(unconditional, dtype=np.float64),
     }
     return {name: Scores(by[name], gold) for name in SCORES}
-
-

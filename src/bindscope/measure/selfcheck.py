@@ -42,7 +42,9 @@ def self_check(model: PreTrainedModel, length: int = 12) -> SelfCheck:
                 logits = model(ids, use_cache=False).logits
             layers = int(model.config.num_hidden_layers)
             if missing := sorted(set(range(layers)) - set(seen.rows)):
-                raise unsupported(model, f"layers {missing} of {layers} have no attention rows (linear or recurrent layers)")
+                raise unsupported(
+                    model, f"layers {missing} of {layers} have no attention rows (linear or recurrent layers)"
+                )
             with recording(edit=_silence(layers // 2)):
                 edited = model(ids, use_cache=False).logits
             packed = _packing_holds(model, tuple(ids[0].tolist()), limit)
@@ -54,8 +56,10 @@ def self_check(model: PreTrainedModel, length: int = 12) -> SelfCheck:
     if not (np.isfinite(off_rows) and off_rows <= limit):
         raise unsupported(model, f"rows read differ from its eager attention by {off_rows:.1e} (limit {limit:.0e})")
     if not (np.isfinite(off_logits) and off_logits <= limit):
-        raise unsupported(model, f"logits under the hook differ from eager ones by {off_logits:.1e} of their spread "
-                                 f"(limit {limit:.0e})")
+        raise unsupported(
+            model,
+            f"logits under the hook differ from eager ones by {off_logits:.1e} of their spread (limit {limit:.0e})",
+        )
     if sums > 1 + limit:
         raise unsupported(model, f"attention rows sum to {sums:.4f}, more than 1")
     if moved == 0:
@@ -88,7 +92,9 @@ def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -
     prompt, tails = ids[:n], (ids[n:], ids[n + 1 :], ids[: n - 1])
     expected = []
     for tail in tails:
-        logits = model(torch.tensor([prompt + tail], device=model.device), use_cache=False).logits[0, n - 1 : -1].float()
+        logits = (
+            model(torch.tensor([prompt + tail], device=model.device), use_cache=False).logits[0, n - 1 : -1].float()
+        )
         expected.append(logits.log_softmax(-1)[range(len(tail)), list(tail)].cpu().numpy())
     for packed in (True, False):
         found = read(model, [Row(prompt, tails)], packed=packed)[0].logprobs

@@ -13,22 +13,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from bindscope.errors import ModelError
 from bindscope.records import CheckpointRef, Identity, digest
 
-_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-              "tokenizer.model", "spiece.model")
+#: The root of the HTTP library's errors (httpx or httpx2, by huggingface_hub's version); they are no OSErrors.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+_TOKENIZER = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
 _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("pytorch_model*.bin", "pytorch_model*.bin.index.json"))
 
 
@@ -40,6 +48,8 @@ class Source:
     commit: str | None
     files: dict[str, str]
     folder: Path | None
+    revision: str | None = None
+    from_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,15 @@ class Sources:
     weights: Source
     tokenizer: Source
     identity: Identity
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know: a branch may have moved on since it was cached."""
+        return tuple(
+            f"the hub could not be asked for {s.repo}: commit {s.commit} is the one in the cache"
+            for s in ([self.weights] if self.tokenizer is self.weights else [self.weights, self.tokenizer])
+            if s.from_cache
+        )
 
 
 def identify(ref: CheckpointRef) -> Sources:
@@ -68,10 +87,45 @@ def fetch(source: Source, files: Iterable[str] | None = None) -> Path:
     if source.folder is not None:
         return source.folder
     try:
-        return Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=list(files or source.files)))
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
-                         "kept, run again to go on") from error
+        names = list(files or source.files)
+        absent = [n for n in names if not try_to_load_from_cache(source.repo, n, revision=source.commit)]
+        folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names))
+        for name in absent:
+            _verify(source, folder / name, source.files[name])
+        _remember(source)
+        return folder
+    except GatedRepoError as error:
+        raise ModelError(f"{source.repo} is gated: accept its terms on the hub, then `hf auth login`") from error
+    except (_HTTP_ERROR, OSError) as error:
+        raise ModelError(
+            f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
+            "kept, run again to go on"
+        ) from error
+
+
+def _verify(source: Source, path: Path, expected: str) -> None:
+    """Compare a file that has just arrived with the hub's hash (sha256, or git's sha1): the client does not."""
+    blob = path.resolve()
+    size = blob.stat().st_size
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(
+            file, hashlib.sha256 if len(expected) == 64 else lambda: hashlib.sha1(b"blob %d\0" % size)
+        ).hexdigest()
+    if found != expected:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise ModelError(f"{path.name} of {source.repo} at {source.commit} arrived damaged and was removed: run again")
+
+
+def _remember(source: Source) -> None:
+    """Note in the hub's cache which commit the revision is, as a download by branch would: for when the hub is away."""
+    if source.commit is None or source.revision == source.commit:
+        return
+    refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source.repo, repo_type="model") / "refs"
+    ref = refs / (source.revision or constants.DEFAULT_REVISION)
+    if not ref.is_file() or ref.read_text() != source.commit:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(source.commit)
 
 
 def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) -> Source:
@@ -83,36 +137,46 @@ def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) 
         return Source(repo, None, {name: _sha256(folder / name) for name in files}, folder)
     where = f"{repo} at {revision}" if revision else repo
     try:
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         hashes = {s.rfilename: s.lfs.sha256 if s.lfs else str(s.blob_id) for s in info.siblings or []}
-        return Source(repo, info.sha, {name: hashes[name] for name in _choose(hashes, weights, where)}, None)
+        return Source(repo, info.sha, {name: hashes[name] for name in _choose(hashes, weights, where)}, None, revision)
     except RevisionNotFoundError as error:
-        raise ModelError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}; "
-                         f"{_branches(repo)}") from error
+        raise ModelError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}; {_branches(repo)}") from error
     except GatedRepoError as error:
         raise ModelError(f"{repo} is gated: accept its terms on the hub, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"no model {repo!r} on {constants.ENDPOINT} (or it is private: `hf auth login`)") from error
     except HFValidationError as error:
         raise ModelError(f"{repo!r} is not a valid repository name: {_line(error)}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (_HTTP_ERROR, OSError) as error:
         return _cached(repo, revision, weights, where, error)
 
 
 def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: Exception) -> Source:
     """The same answer from the hub's cache, when the hub cannot be reached."""
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"cannot reach {constants.ENDPOINT} for {where}, and it is not in the cache "
-                         f"{constants.HF_HUB_CACHE}: {_line(cause)}") from error
-    files = _choose((p.name for p in folder.iterdir()), weights, where)
-    return Source(repo, folder.name, {name: (folder / name).resolve().name for name in files}, folder)
+    for kind in _WEIGHTS if weights else ((),):
+        wanted = ["config.json", *kind, *_TOKENIZER] if weights else list(_TOKENIZER)
+        try:  # complete, as to these files, or an error
+            folder = Path(
+                snapshot_download(
+                    repo, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=["*/*"]
+                )
+            )
+        except OSError:
+            break
+        names = [p.name for p in folder.iterdir() if p.is_file()]
+        if not weights or any(fnmatch.fnmatch(n, pattern) for n in names for pattern in kind):
+            files = _choose(names, weights, where)
+            return Source(repo, folder.name, {n: (folder / n).resolve().name for n in files}, folder, revision, True)
+    raise ModelError(
+        f"cannot reach {constants.ENDPOINT} for {where}, and it is not in the cache "
+        f"{constants.HF_HUB_CACHE}: {_line(cause)}"
+    ) from cause
 
 
 def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
     """The files that are used: config, tokenizer, and one kind of weights, safetensors before .bin."""
-    present = sorted(names)
+    present = sorted(n for n in names if "/" not in n)
     chosen = [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in _TOKENIZER)]
     if not weights:
         if not chosen:
@@ -129,7 +193,7 @@ def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
 def _branches(repo: str) -> str:
     try:
         names = [ref.name for ref in HfApi().list_repo_refs(repo).branches]
-    except (HfHubHTTPError, OSError):
+    except (_HTTP_ERROR, OSError):
         return "its branches could not be listed"
     shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
     return f"its branches: {shown}"

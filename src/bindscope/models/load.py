@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from bindscope.errors import BindscopeError, ModelError
 from bindscope.models.files import Sources, fetch, identify
-from bindscope.records import Bos, CheckpointRef
+from bindscope.records import Bos, CheckpointRef, Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return torch.device(self.model.device)
 
     @property
     def dtype(self) -> str:
@@ -77,7 +75,11 @@ def pick_dtype(dtype: Dtype, device: str) -> torch.dtype:
 
 
 def load(
-    ref: CheckpointRef, *, bos: Bos = "default", dtype: Dtype = "auto", device: str | None = None,
+    ref: CheckpointRef,
+    *,
+    bos: Bos = "default",
+    dtype: Dtype = "auto",
+    device: str | None = None,
     sources: Sources | None = None,
 ) -> Loaded:
     """Load one checkpoint. Raises ModelError where it is incomplete, not finite, or cannot be read."""
@@ -91,8 +93,12 @@ def load(
     name = f"{ref.suite} ({ref.label})"
     with _loading(f"{name} cannot be loaded from {folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype, device), use_safetensors=safe, output_loading_info=True,
-            trust_remote_code=False, local_files_only=True,
+            folder,
+            dtype=pick_dtype(dtype, device),
+            use_safetensors=safe,
+            output_loading_info=True,
+            trust_remote_code=False,
+            local_files_only=True,
         )
     _check_weights(model, info, name)
     model.to(device).eval()
@@ -107,13 +113,17 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 
 def _check_weights(model: PreTrainedModel, info: dict[str, set[str]], name: str) -> None:
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"the weights of {name} lack {len(missing)} tensors, first {missing[0]!r}; transformers would "
-                         "fill them at random, so nothing is measured: use another revision or file")
+        raise ModelError(
+            f"the weights of {name} lack {len(missing)} tensors, first {missing[0]!r}; transformers would "
+            "fill them at random, so nothing is measured: use another revision or file"
+        )
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise ModelError(f"the weights of {name} are not finite: {key!r} holds {bad} NaN or infinite values "
-                             f"(loaded as {model.dtype}); the checkpoint is damaged, or its range needs float32")
+            raise ModelError(
+                f"the weights of {name} are not finite: {key!r} holds {bad} NaN or infinite values "
+                f"(loaded as {model.dtype}); the checkpoint is damaged, or its range needs float32"
+            )
 
 
 def cache_dir() -> Path:

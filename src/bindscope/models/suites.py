@@ -63,13 +63,13 @@ def suite(name: str) -> Suite:
         return Suite(path.stem, (CheckpointRef(path.stem, str(path.parent), gguf=path.name),))
     if path.is_dir():
         return from_folder(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".gguf":
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".gguf":
         return Suite(name, (CheckpointRef(name, name),))
     raise UnknownName("model", name, names(), "(a folder, a .gguf file or a hub id such as org/name will do too)")
 
 
 def one(name: str, revision: str | None = None) -> tuple[CheckpointRef, Suite]:
-    """A single checkpoint: the last of a suite, or the one at `revision`. Any revision of a hub repository is allowed."""
+    """A single checkpoint: the last of a suite, or the one at `revision` (of a hub repository, any)."""
     found = suite(name)
     if revision is not None and len(found.checkpoints) == 1 and "/" in name and not Path(name).exists():
         return replace(found.checkpoints[0], revision=revision), found

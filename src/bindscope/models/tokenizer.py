@@ -28,7 +28,9 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
         from bindscope.models.load import load
 
         return load(ref, sources=sources).tokenizer
-    files = [f for f in sources.tokenizer.files if f == "config.json" or "token" in f or f.startswith(("vocab", "merges"))]
+    files = [
+        f for f in sources.tokenizer.files if f == "config.json" or "token" in f or f.startswith(("vocab", "merges"))
+    ]
     return load_tokenizer(fetch(sources.tokenizer, files), name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ from bindscope.report.figures import emergence, svg
 from bindscope.stats.summary import by_checkpoint, excluded
 from bindscope.store import RunFile, Store
 
-_PAGE = Environment(loader=PackageLoader("bindscope.report"), autoescape=True, undefined=StrictUndefined,
-                    trim_blocks=True, lstrip_blocks=True)
+_PAGE = Environment(
+    loader=PackageLoader("bindscope.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -32,8 +38,11 @@ def write(store: Store) -> Path:
         study=run.study,
         version=version("bindscope"),
         suites=[_suite(str(name), part) for name, part in summary.groupby("suite", sort=False)],
-        failed=[{"name": f"{u.checkpoint.suite}, {u.checkpoint.label}", "reason": u.reason}
-                for u in run.units if u.status == "failed"],
+        failed=[
+            {"name": f"{u.checkpoint.suite}, {u.checkpoint.label}", "reason": u.reason}
+            for u in run.units
+            if u.status == "failed"
+        ],
         excluded=excluded(binding).to_dict("records") if not binding.empty else [],
         **_facts(store, run),
     )
@@ -59,11 +68,11 @@ def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:
 _COLUMNS = ("eb_star", "null", "excess", "accuracy", "margin")
 
 
-def _label(row: dict[str, Any]) -> str:
+def _label(row: Mapping[Any, Any]) -> str:
     return str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
 
 
-def _cell(row: dict[str, Any], name: str) -> str:
+def _cell(row: Mapping[Any, Any], name: str) -> str:
     if name not in row or pd.isna(row[name]):
         return "not available"
     if f"{name}_low" not in row or pd.isna(row[f"{name}_low"]):
@@ -74,12 +83,16 @@ def _cell(row: dict[str, Any], name: str) -> str:
 def _answer(part: pd.DataFrame) -> str:
     """What the numbers say, in words, without a claim that they do not carry."""
     last = part.iloc[-1]
-    text = f"At the last checkpoint EB* is {number(last['eb_star'])} and its excess over other windows of as many tokens " \
-           f"is {number(last['excess'])} (95% interval over terms {number(last['excess_low'], 2)} to " \
-           f"{number(last['excess_high'], 2)})."
+    text = (
+        f"At the last checkpoint EB* is {number(last['eb_star'])} and its excess over other windows of as many tokens "
+        f"is {number(last['excess'])} (95% interval over terms {number(last['excess_low'], 2)} to "
+        f"{number(last['excess_high'], 2)})."
+    )
     if "accuracy" in part:
-        text += f" The right answer is chosen in {number(100 * last['accuracy'], 0)}% of the questions, chance is " \
-                f"{number(100 * last['chance'], 0)}%."
+        text += (
+            f" The right answer is chosen in {number(100 * last['accuracy'], 0)}% of the questions, chance is "
+            f"{number(100 * last['chance'], 0)}%."
+        )
     if len(part) > 1:
         text += f" {len(part)} checkpoints were measured."
     return text
@@ -87,31 +100,45 @@ def _answer(part: pd.DataFrame) -> str:
 
 def _figure(part: pd.DataFrame, lines: dict[str, str], title: str, axis: str, caption: str) -> dict[str, Any]:
     first, last = part.iloc[0], part.iloc[-1]
-    ends = "; ".join(f"{label} goes from {number(first[c])} at step {_label(first.to_dict())} to {number(last[c])} at "
-                     f"step {_label(last.to_dict())}" for c, label in lines.items())
-    return {"svg": Markup(svg(emergence(part, lines, title, axis))),  # drawn by us from numbers and fixed labels
-            "alt": f"Line chart, {title.lower()} by training step: {ends}. The table below holds every value.",
-            "caption": caption}
+    ends = "; ".join(
+        f"{label} goes from {number(first[c])} at step {_label(first.to_dict())} to {number(last[c])} at "
+        f"step {_label(last.to_dict())}"
+        for c, label in lines.items()
+    )
+    return {
+        "svg": Markup(svg(emergence(part, lines, title, axis))),  # drawn by us from numbers and fixed labels
+        "alt": f"Line chart, {title.lower()} by training step: {ends}. The table below holds every value.",
+        "caption": caption,
+    }
 
 
 def _facts(store: Store, run: RunFile) -> dict[str, Any]:
     done = [u for u in run.units if u.status == "done"]
-    facts: list[tuple[str, str]] = [("Units", f"{len(done)} of {len(run.units)} measured")]
-    rows = []
-    for unit in done:
-        p = store.provenance(unit.checkpoint, "binding", unit.keys["binding"])
-        if not rows:
-            facts += [
-                ("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts"))),
-                ("Format", f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}"),
-                ("BOS token", p["bos"]), ("Computed", f"{p['dtype']} on {p['device']}, {p['attention']}"),
-                ("Versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
-                ("bindscope source", f"commit {p['git_commit']}{', changed since' if p['git_dirty'] else ''}"
-                 if p["git_commit"] else "an installed release"),
-            ]
-        rows.append({"name": f"{unit.checkpoint.suite}, {unit.checkpoint.label}", "commit": p["identity"]["commit"] or "local",
-                     "fingerprint": p["identity"]["fingerprint"][:16], "check": p["notes"][0].removeprefix("self-check: ")})
-    facts.append(("Seconds of measuring", f"{sum(store.provenance(u.checkpoint, 'binding', u.keys['binding'])['seconds'] for u in done):.0f}"))
+    shards = [store.provenance(u.checkpoint, "binding", u.keys["binding"]) for u in done]
+    facts = [("Units", f"{len(done)} of {len(run.units)} measured"), *(_how(run, shards[0]) if shards else [])]
+    facts.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
+    facts += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
     if strangers := store.strangers():
         facts.append(("Not shown", f"{strangers} shards in the folder belong to another study or protocol"))
+    rows = [
+        {
+            "name": f"{unit.checkpoint.suite}, {unit.checkpoint.label}",
+            "commit": p["identity"]["commit"] or "local",
+            "fingerprint": p["identity"]["fingerprint"][:16],
+            "check": p["notes"][0].removeprefix("self-check: "),
+        }
+        for unit, p in zip(done, shards, strict=True)
+    ]
     return {"facts": facts, "checkpoints": rows}
+
+
+def _how(run: RunFile, p: dict[str, Any]) -> list[tuple[str, str]]:
+    source = f"commit {p['git_commit']}" if p["git_commit"] else "an installed release"
+    return [
+        ("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts"))),
+        ("Format", f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}"),
+        ("BOS token", p["bos"]),
+        ("Computed", f"{p['dtype']} on {p['device']}, {p['attention']}"),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
+        ("bindscope source", source + (", changed since" if p["git_dirty"] else "")),
+    ]

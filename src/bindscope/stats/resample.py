@@ -31,7 +31,9 @@ def cluster_mean(
     if x.ndim != 1 or len(x) == 0 or len(x) != len(index):
         raise ValueError(f"need as many values as clusters and at least one, got {x.shape} and {index.shape}")
     if not np.isfinite(x).all():
-        raise ValueError(f"{int((~np.isfinite(x)).sum())} of {len(x)} values are not finite; drop or explain them first")
+        raise ValueError(
+            f"{int((~np.isfinite(x)).sum())} of {len(x)} values are not finite; drop or explain them first"
+        )
     sums = np.bincount(index, weights=x, minlength=len(names))
     counts: NDArray[np.int64] = np.bincount(index, minlength=len(names))
     if len(names) < 2:

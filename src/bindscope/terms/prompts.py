@@ -33,8 +33,15 @@ def build(terms: Iterable[Term], format: Format = "listed", rotate: bool = True)
             prompts += [_question(term, question, format, shift, turn) for turn in range(turns)]
             shift += 1
         prompts += [
-            Prompt(f"{term.name}/generation/{o.kind}", term.name, o.text, "generation", term.aliases, o.kind,
-                   max_tokens=o.max_tokens)
+            Prompt(
+                f"{term.name}/generation/{o.kind}",
+                term.name,
+                o.text,
+                "generation",
+                term.aliases,
+                o.kind,
+                max_tokens=o.max_tokens,
+            )
             for o in term.openings
         ]
     _check_unique(prompts)
@@ -47,8 +54,18 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
     options = [question.answer, *question.wrong]
     choices = tuple(options[(i - gold) % n] for i in range(n))
     text = question.stem if format == "cloze" else listed(question.stem, choices)
-    return Prompt(f"{term.name}/recognition/{question.kind}/{format}/{turn}", term.name, text, "recognition",
-                  term.aliases, question.kind, choices, gold, format=format, rotation=turn)
+    return Prompt(
+        f"{term.name}/recognition/{question.kind}/{format}/{turn}",
+        term.name,
+        text,
+        "recognition",
+        term.aliases,
+        question.kind,
+        choices,
+        gold,
+        format=format,
+        rotation=turn,
+    )
 
 
 def listed(stem: str, choices: Iterable[str]) -> str:
@@ -112,16 +129,27 @@ def _from_json(row: Any) -> Prompt:
     if task == "generation":
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise PromptError(f"'max_tokens' must be a positive whole number, got {limit!r}")
-        return Prompt(f"{term}/{row['prompt_id']}", term, row["template"], "generation", tuple(aliases), kind,
-                      max_tokens=limit)
+        return Prompt(
+            f"{term}/{row['prompt_id']}", term, row["template"], "generation", tuple(aliases), kind, max_tokens=limit
+        )
     if task != "recognition":
         raise PromptError(f"'task' must be 'recognition' or 'generation', got {task!r}")
     choices, gold = _choices(row)
     format = row.get("format", "listed")
     if format not in ("listed", "cloze"):
         raise PromptError(f"'format' must be 'listed' or 'cloze', got {format!r}")
-    return Prompt(f"{term}/{row['prompt_id']}", term, row["template"], "recognition", tuple(aliases), kind,
-                  choices, gold, format=format, rotation=rotation)
+    return Prompt(
+        f"{term}/{row['prompt_id']}",
+        term,
+        row["template"],
+        "recognition",
+        tuple(aliases),
+        kind,
+        choices,
+        gold,
+        format=format,
+        rotation=rotation,
+    )
 
 
 def _choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -151,8 +179,13 @@ def _to_json(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"term": p.term, "task": p.task, "template": p.text}
         if p.task == "recognition":
             assert p.answer is not None
-            row |= {"answer": LETTERS[p.answer] if p.answer < len(LETTERS) else p.choices[p.answer],
-                    "choices": list(p.choices), "answer_idx": p.answer, "format": p.format, "rotation": p.rotation}
+            row |= {
+                "answer": LETTERS[p.answer] if p.answer < len(LETTERS) else p.choices[p.answer],
+                "choices": list(p.choices),
+                "answer_idx": p.answer,
+                "format": p.format,
+                "rotation": p.rotation,
+            }
         elif p.max_tokens is not None:
             row["max_tokens"] = p.max_tokens
         yield row | {"prompt_id": p.id.removeprefix(f"{p.term}/"), "kind": p.kind, "aliases": list(p.aliases)}

@@ -90,7 +90,9 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> tuple[int, .
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return tuple(int(i) for i in full[:start])
-    raise ModelError(f"the tokenizer {tokenizer.name_or_path!r} changes a text when it adds special tokens; use bos: off")
+    raise ModelError(
+        f"the tokenizer {tokenizer.name_or_path!r} changes a text when it adds special tokens; use bos: off"
+    )
 
 
 def locate(encoded: Encoded, term: str, aliases: Sequence[str] = ()) -> Span:
@@ -101,12 +103,17 @@ def locate(encoded: Encoded, term: str, aliases: Sequence[str] = ()) -> Span:
     """
     found = find(encoded.text, term, aliases)
     if not found:
-        raise SpanError("absent", f"the term {term!r} does not occur in the prompt {encoded.text!r}; "
-                                  "write it into the prompt, or declare the form used there as an alias")
+        raise SpanError(
+            "absent",
+            f"the term {term!r} does not occur in the prompt {encoded.text!r}; "
+            "write it into the prompt, or declare the form used there as an alias",
+        )
     tokens = tokens_of(encoded, found[0])
     if len(tokens) < 2:
-        raise SpanError("one token", f"the term {term!r} is a single token in the prompt {encoded.text!r}: "
-                                     "there is no pair of tokens to bind")
+        raise SpanError(
+            "one token",
+            f"the term {term!r} is a single token in the prompt {encoded.text!r}: there is no pair of tokens to bind",
+        )
     return Span(tokens, found[0], len(found))
 
 

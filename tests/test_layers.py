@@ -1,0 +1,81 @@
+"""The arrows of the layout: who may import whom. Read from the source, so a new file is held to them too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bindscope
+
+ROOT = Path(bindscope.__file__).parent
+
+#: part -> parts it may import (itself always). A part is a subpackage or a file of the package.
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "records": {"errors"},
+    "terms": {"errors", "records"},
+    "models": {"errors", "records"},
+    "measure": {"errors", "records", "terms", "models"},
+    "store": {"errors", "records"},
+    "study": {"errors", "records", "terms"},
+    "execute": {"errors", "records", "terms", "models", "measure", "store", "study"},
+    "quick": {"errors", "records", "terms", "models", "measure"},
+    "stats": {"errors", "records", "store"},
+    "report": {"errors", "records", "store", "stats"},
+    "doctor": {"errors", "records", "models", "measure", "execute"},
+    "display": {"errors", "records", "store", "stats", "report", "models", "execute", "quick", "doctor"},
+}
+TORCH_FREE = {"errors", "records", "store", "stats", "report", "study", "terms", "display", "cli", "__init__"}
+
+
+def _files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path, typing_too: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(n)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for n in ast.walk(block)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden and not typing_too:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    part = _part(path)
+    if part == "cli":
+        return
+    used = {name.split(".")[1] for name in _imports(path) if name.startswith("bindscope.")}
+    used &= {p.stem for p in ROOT.glob("*.py")} | {p.name for p in ROOT.iterdir() if p.is_dir()}
+    assert used <= ALLOWED[part] | {part}, f"{part} imports {used - ALLOWED[part] - {part}}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in _files() if _part(p) in TORCH_FREE], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_results_are_read_without_torch(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & {"torch", "transformers"}
+
+
+def test_no_file_is_too_long() -> None:
+    assert not [str(p) for p in _files() if p.read_text().count("\n") > 400]
