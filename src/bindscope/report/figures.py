@@ -16,36 +16,31 @@ def emergence(summary: pd.DataFrame, lines: dict[str, str], title: str, axis: st
     summary: a row per checkpoint (see stats.summary). lines: column -> label, at most two; where `<column>_low` and
     `<column>_high` exist they are drawn as a band. Steps are on a symmetric log scale, so step 0 has a place.
     """
-    parts = []
-    for column, label in lines.items():
-        frame = pd.DataFrame({"step": summary["step"], "value": summary[column], "line": label})
-        for end in ("low", "high"):
-            frame[end] = summary[f"{column}_{end}"] if f"{column}_{end}" in summary else float("nan")
-        parts.append(frame.dropna(subset=["value"]))
-    data = pd.concat(parts, ignore_index=True)
-    labels = list(lines.values())
+    data = pd.concat([_line(summary, column, label) for column, label in lines.items()], ignore_index=True)
+    labels, n = list(lines.values()), len(lines)
     step = (
         alt.X("step:Q", title="training step (log scale)")
         .scale(type="symlog", constant=20)
-        .axis(values=sorted(set(data["step"])), labelOverlap="greedy", grid=False, format="~s")
+        .axis(values=sorted(set(data["step"])), labelOverlap="greedy", labelSeparation=8, labelFlush=False, grid=False, format=",d")
     )
-    look = {"scale": alt.Scale(domain=labels, range=list(_COLORS[: len(labels)])), "title": None}
-    key = alt.Legend(orient="top", symbolSize=90, labelLimit=400)
-    base = alt.Chart(data).encode(step, color=alt.Color("line:N", legend=key, **look))
-    band = base.mark_area(opacity=0.16).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-    curve = base.mark_line(strokeWidth=2.5).encode(
-        alt.Y("value:Q", title=axis).scale(zero=True),
-        strokeDash=alt.StrokeDash(
-            "line:N", title=None, legend=key, scale=alt.Scale(domain=labels, range=[[1, 0], [6, 4]][: len(labels)])
-        ),
-    )
+    key = alt.Legend(title=None, orient="top", symbolSize=120, symbolStrokeWidth=2.5, labelLimit=400)
+    base = alt.Chart(data).encode(step)
+    bands = [
+        base.transform_filter(alt.datum.line == label)
+        .mark_area(opacity=0.16, color=color, aria=False)
+        .encode(alt.Y("low:Q", title=axis), alt.Y2("high:Q"))
+        for label, color in zip(labels, _COLORS, strict=False)
+    ]
+    look = {
+        "color": alt.Color("line:N", legend=key, scale=alt.Scale(domain=labels, range=list(_COLORS[:n]))),
+        "strokeDash": alt.StrokeDash("line:N", legend=key, scale=alt.Scale(domain=labels, range=[[1, 0], [6, 4]][:n])),
+    }
+    shapes = alt.Scale(domain=labels, range=["circle", "square"][:n])
+    curve = base.mark_line(strokeWidth=2.5).encode(alt.Y("value:Q", title=axis).scale(zero=True), **look)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        alt.Y("value:Q"),
-        shape=alt.Shape(
-            "line:N", title=None, legend=key, scale=alt.Scale(domain=labels, range=["circle", "square"][: len(labels)])
-        ),
+        alt.Y("value:Q"), look["color"], alt.Shape("line:N", legend=key, scale=shapes)
     )
-    chart = alt.layer(band, curve, points).properties(width=560, height=280, title=title)
+    chart = alt.layer(*bands, curve, points).properties(width=560, height=280, title=title)
     return (
         chart.configure(font="sans-serif", background="white")
         .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal")
@@ -54,6 +49,18 @@ def emergence(summary: pd.DataFrame, lines: dict[str, str], title: str, axis: st
     )
 
 
+def _line(summary: pd.DataFrame, column: str, label: str) -> pd.DataFrame:
+    frame = pd.DataFrame({"step": summary["step"].astype(float), "value": summary[column], "line": label})
+    for end in ("low", "high"):
+        frame[end] = summary[f"{column}_{end}"] if f"{column}_{end}" in summary else float("nan")
+    return frame.dropna(subset=["value"])
+
+
 def svg(chart: alt.LayerChart) -> str:
     """The chart as an SVG document, drawn without a browser or network."""
     return str(vl_convert.vegalite_to_svg(chart.to_json()))
+
+
+def png(chart: alt.LayerChart, scale: float = 2.0) -> bytes:
+    """The chart as a PNG image of `scale` pixels per unit."""
+    return bytes(vl_convert.vegalite_to_png(chart.to_json(), scale=scale))
