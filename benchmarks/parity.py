@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import models
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+import models
 from bindscope.measure.attention import Want, hooked, recording
 from bindscope.measure.forward import Row, read
 
@@ -65,9 +65,10 @@ def choices(model: PreTrainedModel, packed: bool) -> float:
 
 def main() -> None:
     print("# Parity by architecture\n")
-    print(f"torch {version('torch')}, transformers {version('transformers')}, CPU, float32; random models of three layers.")
+    versions = f"torch {version('torch')}, transformers {version('transformers')}"
+    print(f"{versions}, CPU, float32; random models of three layers.")
     print("Largest absolute deviations. Written by `python benchmarks/parity.py`.\n")
-    print("| architecture | attention rows, from eager | logits, from eager | choices, packed | choices, shared cache |")
+    print("| architecture | rows, from eager | logits, from eager | choices, packed | choices, shared cache |")
     print("|---|---:|---:|---:|---:|")
     for name, (kind, config) in models.ARCHITECTURES.items():
         model = models.build(kind, config)

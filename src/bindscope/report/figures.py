@@ -9,6 +9,9 @@ import vl_convert
 #: Blue and vermilion of Okabe & Ito, distinguishable with any color vision; both above 4.5:1 on white.
 _COLORS = ("#0067a5", "#b34700")
 
+#: Step labels that would touch are left out.
+_SPACED = {"labelOverlap": "greedy", "labelSeparation": 8}
+
 
 def emergence(summary: pd.DataFrame, lines: dict[str, str], title: str, axis: str) -> alt.LayerChart:
     """Curves over training steps for one suite.
@@ -21,7 +24,7 @@ def emergence(summary: pd.DataFrame, lines: dict[str, str], title: str, axis: st
     step = (
         alt.X("step:Q", title="training step (log scale)")
         .scale(type="symlog", constant=20)
-        .axis(values=sorted(set(data["step"])), labelOverlap="greedy", labelSeparation=8, labelFlush=False, grid=False, format=",d")
+        .axis(values=sorted(set(data["step"])), grid=False, format=",d", labelFlush=False, **_SPACED)
     )
     key = alt.Legend(title=None, orient="top", symbolSize=120, symbolStrokeWidth=2.5, labelLimit=400)
     base = alt.Chart(data).encode(step)
