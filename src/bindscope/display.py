@@ -12,6 +12,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -111,15 +112,14 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
     terms, prompts = binding["term"].nunique(), binding["prompt"].nunique()
     _OUT.print(
         f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
-        "excess: EB* minus null; margin: nats per token.",
-        soft_wrap=True,
+        "excess: EB* minus null; margin: nats per token."
     )
     if not recognition.empty:
         _OUT.print(f"Chance accuracy is {float((1 / recognition['choices'].map(len)).mean()):.3f}.")
     gone = excluded(binding)
     if len(gone):
         reasons = ", ".join(f"{n} {reason}" for reason, n in gone["reason"].value_counts().items())
-        _OUT.print(f"Prompts without a binding value: {reasons}; the report lists them.", soft_wrap=True)
+        _OUT.print(f"Prompts without a binding value: {reasons}; the report lists them.")
     failed = [u for u in result.units if u.status == "failed"]
     found = len(result.units) - len(failed) - result.measured
     counts = [
@@ -166,9 +166,8 @@ def looks(loaded: Loaded, found: Sequence[Look]) -> None:
         _OUT.print(table)
     _OUT.print(
         "Heads are layer.head, from 0. A previous-token head gives more than half of its attention on neutral text "
-        "to the token before;\nrank 1 has the highest such score of all heads. null: windows of k tokens "
-        "elsewhere in the same texts.",
-        soft_wrap=True,
+        "to the token before; rank 1 has the highest such score of all heads. null: windows of k tokens elsewhere "
+        "in the same texts; percentile: near 1, the term is bound more than almost all of them."
     )
 
 
@@ -193,27 +192,28 @@ def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
 
 
 def catalogue() -> None:
-    """The suites, a line each."""
+    """The suites, a line each, with their note below."""
     from bindscope.errors import BindscopeError
     from bindscope.models.suites import names, suite
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("suite", "checkpoints", "weights", "BOS", "note"):
-        table.add_column(column, overflow="fold")
     for name in names():
         try:
             found = suite(name)
         except BindscopeError as error:
-            table.add_row(name, "-", "not installed", "-", escape(str(error)))
-            continue
-        refs = found.checkpoints
-        repo = (
-            refs[-1].repo
-            if refs[-1].revision or ("/" in refs[-1].repo and not Path(refs[-1].repo).exists())
-            else "local"
-        )
-        table.add_row(name, str(len(refs)), escape(repo), found.bos, escape(found.note))
-    _OUT.print(table)
+            _OUT.print(f"{name:<22}not installed", markup=False)
+            note = str(error)
+        else:
+            n = len(found.checkpoints)
+            _OUT.print(
+                f"{name:<22}{n:>3} checkpoint{'s' if n > 1 else ' '}  {_home(found.checkpoints[-1])}", markup=False
+            )
+            note = found.note
+        if note:
+            _OUT.print(Padding(escape(note), (0, 0, 0, 4)))
+
+
+def _home(ref: CheckpointRef) -> str:
+    return "on this machine" if Path(ref.repo).exists() else ref.repo
 
 
 def findings(found: Sequence[Finding]) -> bool:
