@@ -76,6 +76,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere": ("cohere", _GROUPED),
     "granite": ("granite", _GROUPED | {"logits_scaling": 2.0}),
+    "phi3-longrope": (
+        "phi3",
+        _GROUPED
+        | {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [3.0] * 4,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     "stablelm": ("stablelm", _GROUPED),
     "starcoder2": ("starcoder2", _GROUPED),
 }

@@ -173,7 +173,7 @@ def test_jsonl_gives_prompts_back(tmp_path_factory: pytest.TempPathFactory, rows
                 tuple(choices),
                 gold,
                 format="cloze",
-                rotation=1,
+                rotation=0,
             )
         )
         prompts.append(Prompt(f"{term}/g", term, text, "generation", (), "k", max_tokens=7))

@@ -43,14 +43,14 @@ def run(
     wanted.build_prompts()  # a bad prompt file or term set is found before anything is loaded
     store = _store(out)
     from bindscope.execute import local
-
-    with Progress() as progress:
-        result = local.run(wanted, store, progress)
-    if all(unit.status == "failed" for unit in result.units):
-        raise result.errors[0]
     from bindscope.report import html
 
-    outcome(store, result, html.write(store))
+    with store.lock():
+        with Progress() as progress:
+            result = local.run(wanted, store, progress)
+        if all(unit.status == "failed" for unit in result.units):
+            raise result.errors[0]
+        outcome(store, result, html.write(store))
     return 1 if result.errors else 0
 
 

@@ -109,11 +109,15 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
                 escape(step), *[_number(row.get(c)) for c in ("eb_star", "null", "excess", "accuracy", "margin")]
             )
         _OUT.print(table)
-    terms, prompts = binding["term"].nunique(), binding["prompt"].nunique()
+    measured = binding[binding["eb_star"].notna()]
+    terms, prompts = measured["term"].nunique(), measured["prompt"].nunique()
     _OUT.print(
         f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
         "excess: EB* minus null; margin: nats per token."
     )
+    if (summary["excess_n"] < summary["eb_star_n"]).any():
+        few = measured.loc[measured["excess"].isna(), "prompt"].nunique()
+        _OUT.print(f"null and excess leave out {few} prompts with too few windows; EB* does not.")
     if not recognition.empty:
         _OUT.print(f"Chance accuracy is {float((1 / recognition['choices'].map(len)).mean()):.3f}.")
     gone = excluded(binding)

@@ -98,8 +98,9 @@ def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: 
     results, _ = measure(loaded, prompts, Protocol(bos=loaded.bos))
     tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
     rows, pts = tables["binding"], tables["heads"]["previous_token_score"].to_numpy()
-    wanted = rows["prompt"].str.contains("/text" if text is not None else "/carrier/", regex=False)
-    return [_look(loaded, term, rows[wanted & (rows["term"] == term.name)], pts, heads) for term in terms]
+    carried = {f"{t.name}/carrier/{i}" for t in terms for i in range(len(CARRIERS))}
+    wanted = rows[rows["prompt"].isin(carried) == (text is None)]
+    return [_look(loaded, term, wanted[wanted["term"] == term.name], pts, heads) for term in terms]
 
 
 def _present(loaded: Loaded, term: Term, text: str) -> None:

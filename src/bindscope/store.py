@@ -8,11 +8,13 @@ became of each, so that results of an older protocol in the same folder are neve
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bindscope.errors import StoreError
+from bindscope.errors import RequestError, StoreError
 from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Measurement, Prompt, Protocol, Provenance, digest
 
 _META = b"bindscope"
@@ -67,6 +69,18 @@ class Store:
             raise StoreError(f"cannot write to the folder {root}: {error.strerror or error}") from error
         if not (root / "shards").is_dir():
             raise StoreError(f"{root} is not a results folder: it has no shards/; make one with `bindscope run`")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for writing. Raises RequestError where another process does."""
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RequestError(
+                    f"another run is writing to {self.root}; wait for it or take another folder"
+                ) from error
+            yield
 
     def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:
         """Where the shard lives. The name helps people; the key inside the file decides."""

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol as Interface
 
-from bindscope.errors import BindscopeError, StoreError
+from bindscope.errors import BindscopeError, RequestError, StoreError
 from bindscope.measure.attention import NAME
 from bindscope.measure.checkpoint import MEASURES, measure
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.files import Sources, identify
 from bindscope.models.load import Loaded, load, pick_device, pick_dtype
-from bindscope.models.suites import suite
+from bindscope.models.suites import Suite, suite
 from bindscope.records import CheckpointRef, Prompt, Protocol, Provenance
 from bindscope.store import RunFile, Store, Unit, result_key
 from bindscope.study import Study
@@ -50,7 +50,7 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
     be kept. Interrupting loses at most the checkpoint in work.
     """
     prompts = study.build_prompts()
-    plan = [(ref, study.protocol(found.bos)) for found in map(suite, study.suites) for ref in found.checkpoints]
+    plan = _plan(study)
     units = [Unit(ref, "pending", {}) for ref, _ in plan]
     errors: list[BindscopeError] = []
     measured = 0
@@ -79,6 +79,17 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
         watcher.end(ref, units[i].reason)
         _record(store, study, units)
     return Outcome(tuple(units), measured, tuple(errors))
+
+
+def _plan(study: Study) -> list[tuple[CheckpointRef, Protocol]]:
+    """Checkpoints in order, each once. Raises RequestError where two different suites go by one name."""
+    suites: dict[str, Suite] = {}
+    for asked in study.suites:
+        found = suite(asked)
+        if (known := suites.setdefault(found.name, found)) != found:
+            places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
+            raise RequestError(f"two suites are called {found.name!r} ({places}); rename one of the folders")
+    return [(ref, study.protocol(found.bos)) for found in suites.values() for ref in found.checkpoints]
 
 
 def _record(store: Store, study: Study, units: list[Unit]) -> None:

@@ -10,6 +10,7 @@ recognition  a row per recognition prompt (all rotations): raw sums of each choi
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bindscope.errors import PromptError, SpanError
+from bindscope.errors import ModelError, PromptError, SpanError
 from bindscope.measure import binding as b
 from bindscope.measure.attention import hooked
 from bindscope.measure.forward import Reading, Row, read
@@ -101,6 +102,12 @@ def measure(
 def _prepare(loaded: Loaded, prompt: Prompt) -> _Item:
     encoded = encode(loaded.tokenizer, prompt.text, loaded.bos)
     choices = tuple(continuation(loaded.tokenizer, encoded, choice, loaded.bos) for choice in prompt.choices)
+    rows = loaded.model.get_input_embeddings().num_embeddings
+    if (top := max([*encoded.ids, *(i for c in choices for i in c)], default=0)) >= rows:
+        raise ModelError(
+            f"the tokenizer gives id {top} for prompt {prompt.id!r}, but {loaded.ref.suite} embeds {rows} tokens only; "
+            "tokenizer and weights do not belong together"
+        )
     longest = len(encoded.ids) + max((len(c) for c in choices), default=0)
     if loaded.context is not None and longest > loaded.context:
         raise PromptError(
@@ -129,7 +136,10 @@ def neutral_text() -> str:
 
 
 def _windows(loaded: Loaded, pairs: list[tuple[_Item, Reading]], ks: list[int]) -> list[tuple[str, b.Windows]]:
-    special = set(loaded.tokenizer.all_special_ids)
+    """Null windows by prompt. Texts that begin alike give the same numbers as far as they agree: counted once."""
+    added = loaded.tokenizer.added_tokens_decoder.items()
+    special = {*loaded.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
+    seen: set[tuple[int, bytes]] = set()
     out = []
     for item, reading in pairs:
         if reading.band is None:
@@ -140,7 +150,21 @@ def _windows(loaded: Loaded, pairs: list[tuple[_Item, Reading]], ks: list[int]) 
             for t in tokens_of(item.encoded, chars)
         ]
         marks = [i for i, token in enumerate(item.encoded.ids) if token in special or i < item.encoded.prefix]
-        out += [(item.prompt.id, b.windows(reading.band, k, [*mine, *marks])) for k in ks]
+        prefixes = _prefix_digests(item.encoded.ids)
+        for k in ks:
+            w = b.windows(reading.band, k, [*mine, *marks])
+            fresh = [(k, prefixes[s + k - 1]) not in seen for s in w.starts]
+            seen |= {(k, prefixes[s + k - 1]) for s in w.starts}
+            out.append((item.prompt.id, b.Windows(k, w.starts[fresh], w.eb_star[fresh], w.eb_star_mass[fresh])))
+    return out
+
+
+def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
+    """A digest of ids[: i + 1] for every i."""
+    running, out = hashlib.blake2b(digest_size=16), []
+    for token in ids:
+        running.update(token.to_bytes(4, "little"))
+        out.append(running.copy().digest())
     return out
 
 

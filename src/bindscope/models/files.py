@@ -34,8 +34,10 @@ _TOKENIZER = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
 )
 _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("pytorch_model*.bin", "pytorch_model*.bin.index.json"))
 
@@ -73,6 +75,8 @@ class Sources:
 def identify(ref: CheckpointRef) -> Sources:
     """Resolve a checkpoint to commits and file hashes. Raises ModelError for what does not exist or is unreachable."""
     weights = _source(ref, ref.repo, ref.revision, weights=True)
+    if ref.tokenizer is None and ref.gguf is None and not _tokenizer_files(weights.files):
+        raise ModelError(f"{ref.repo} holds no tokenizer files; save the tokenizer beside the weights")
     tokenizer = weights if ref.tokenizer is None else _source(ref, ref.tokenizer, None, weights=False)
     print_ = digest(weights.files, tokenizer.files)
     name = ref.repo if weights.folder is None or weights.commit else f"folder:{ref.suite}"
@@ -177,17 +181,21 @@ def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: E
 def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
     """The files that are used: config, tokenizer, and one kind of weights, safetensors before .bin."""
     present = sorted(n for n in names if "/" not in n)
-    chosen = [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in _TOKENIZER)]
+    chosen = _tokenizer_files(present)
     if not weights:
         if not chosen:
             raise ModelError(f"{where} holds no tokenizer files")
-        return chosen
+        return [*[n for n in present if n == "config.json"], *chosen]  # the config steers which class reads them
     if "config.json" not in present:
         raise ModelError(f"{where} holds no config.json, so it is not a model that transformers can load")
     for patterns in _WEIGHTS:
         if found := [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]:
             return ["config.json", *found, *chosen]
     raise ModelError(f"{where} holds no weights (*.safetensors or pytorch_model*.bin)")
+
+
+def _tokenizer_files(names: Iterable[str]) -> list[str]:
+    return [n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in _TOKENIZER)]
 
 
 def _branches(repo: str) -> str:

@@ -10,21 +10,24 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bindscope.errors import BindscopeError, ModelError
+from bindscope.errors import ModelError
 from bindscope.models.files import Sources, fetch, identify
+from bindscope.models.tokenizer import load_tokenizer, loading
 from bindscope.records import Bos, CheckpointRef, Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+#: Tensors that old checkpoints store although they are computed from the config.
+_BUFFERS = ("attention.bias", "attn.bias", "masked_bias", "rotary_emb.inv_freq", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,19 @@ class Loaded:
 
     @property
     def context(self) -> int | None:
-        """The longest sequence, in tokens; None where the config does not say."""
-        value = getattr(self.model.config, "max_position_embeddings", None)
-        return int(value) if value else None
+        """The longest sequence, in tokens; None where the config does not say.
+
+        With LongRoPE or dynamic NTK it is the length that the model was first trained for: beyond it the rotary
+        frequencies, and with them every number, depend on the longest sequence of the batch.
+        """
+        config = self.model.config
+        limits = [getattr(config, "max_position_embeddings", None)]
+        rope = getattr(config, "rope_parameters", None) or {}
+        for parameters in [rope, *[v for v in rope.values() if isinstance(v, dict)]]:
+            if parameters.get("rope_type") in ("longrope", "dynamic"):
+                limits.append(parameters.get("original_max_position_embeddings"))
+                limits.append(getattr(config, "original_max_position_embeddings", None))
+        return min((int(limit) for limit in limits if limit), default=None)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +104,7 @@ def load(
         folder = tokenizer_folder = _from_gguf(folder, ref.gguf, sources.identity.fingerprint)
     safe = ref.gguf is not None or any(name.endswith(".safetensors") for name in sources.weights.files)
     name = f"{ref.suite} ({ref.label})"
-    with _loading(f"{name} cannot be loaded from {folder}"):
+    with loading(f"{name} cannot be loaded from {folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=pick_dtype(dtype, device),
@@ -105,17 +118,16 @@ def load(
     return Loaded(model, load_tokenizer(tokenizer_folder, name), ref, sources, bos)
 
 
-def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ModelError."""
-    with _loading(f"the tokenizer of {name} cannot be loaded from {folder}"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
 def _check_weights(model: PreTrainedModel, info: dict[str, set[str]], name: str) -> None:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"the weights of {name} lack {len(missing)} tensors, first {missing[0]!r}; transformers would "
             "fill them at random, so nothing is measured: use another revision or file"
+        )
+    if extra := sorted(k for k in info["unexpected_keys"] if not k.endswith(_BUFFERS)):
+        raise ModelError(
+            f"the weights of {name} hold {len(extra)} tensors that its config has no place for, first {extra[0]!r}; "
+            "config and weights do not belong together, so nothing is measured"
         )
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
@@ -148,7 +160,7 @@ def _from_gguf(folder: Path, file: str, fingerprint: str) -> Path:
     except OSError as error:
         raise ModelError(f"cannot write to the cache {target.parent}: {error}; set BINDSCOPE_CACHE") from error
     try:
-        with _loading(f"{folder / file} cannot be converted"):
+        with loading(f"{folder / file} cannot be converted"):
             read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
             config = copy.deepcopy(read.config)
@@ -165,21 +177,3 @@ def _from_gguf(folder: Path, file: str, fingerprint: str) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-@contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Silence transformers' progress bars and warnings (what they warn of is checked here); name what fails."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (BindscopeError, MemoryError):
-        raise
-    except Exception as error:  # transformers, safetensors and tokenizers raise many unrelated classes here
-        raise ModelError(f"{what}: {' '.join(str(error).split())[:400]}") from error
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

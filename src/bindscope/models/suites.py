@@ -98,9 +98,11 @@ def from_folder(folder: Path, name: str | None = None) -> Suite:
     name = name or folder.resolve().name
     if not folder.is_dir():
         raise ModelError(f"{name}: the folder {folder} does not exist")
-    steps = {}
+    steps: dict[int, Path] = {}
     for child in folder.iterdir():
         if (match := re.fullmatch(r"(?:checkpoint|step)[-_]?(\d+)", child.name)) and (child / "config.json").is_file():
+            if twin := steps.get(int(match[1])):
+                raise ModelError(f"{folder} holds step {int(match[1])} twice, as {twin.name} and as {child.name}")
             steps[int(match[1])] = child
     if steps:
         shared = str(folder) if (folder / "tokenizer.json").is_file() else None

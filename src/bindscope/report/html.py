@@ -115,7 +115,7 @@ def _figure(part: pd.DataFrame, lines: dict[str, str], title: str, axis: str, ca
 def _facts(store: Store, run: RunFile) -> dict[str, Any]:
     done = [u for u in run.units if u.status == "done"]
     shards = [store.provenance(u.checkpoint, "binding", u.keys["binding"]) for u in done]
-    facts = [("Units", f"{len(done)} of {len(run.units)} measured"), *(_how(run, shards[0]) if shards else [])]
+    facts = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
     facts.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
     facts += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
     if strangers := store.strangers():
@@ -132,13 +132,27 @@ def _facts(store: Store, run: RunFile) -> dict[str, Any]:
     return {"facts": facts, "checkpoints": rows}
 
 
-def _how(run: RunFile, p: dict[str, Any]) -> list[tuple[str, str]]:
-    source = f"commit {p['git_commit']}" if p["git_commit"] else "an installed release"
-    return [
-        ("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts"))),
-        ("Format", f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}"),
-        ("BOS token", p["bos"]),
-        ("Computed", f"{p['dtype']} on {p['device']}, {p['attention']}"),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
-        ("bindscope source", source + (", changed since" if p["git_dirty"] else "")),
-    ]
+def _how(run: RunFile, shards: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How the numbers were made. Where checkpoints were made in different ways, each way is listed with its suites."""
+    per: dict[str, dict[str, list[str]]] = {}
+    for p in shards:
+        source = f"commit {p['git_commit']}" if p["git_commit"] else "an installed release"
+        facts = {
+            "Format": f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}",
+            "BOS token": p["bos"],
+            "Computed": f"{p['dtype']} on {p['device']}, {p['attention']}",
+            "Versions": ", ".join(f"{k} {v}" for k, v in p["versions"].items()),
+            "bindscope source": source + (", changed since" if p["git_dirty"] else ""),
+        }
+        for name, value in facts.items():
+            per.setdefault(name, {}).setdefault(value, []).append(p["checkpoint"]["suite"])
+    shown = [("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts")))]
+    for name, values in per.items():
+        if len(values) == 1:
+            shown += [(name, value) for value in values]
+        else:
+            shown += [
+                (f"{name}: differs", f"{value} ({len(who)} checkpoints of {', '.join(dict.fromkeys(who))})")
+                for value, who in values.items()
+            ]
+    return shown

@@ -7,6 +7,7 @@ the stem only. In both, the continuation that is scored is the text of a choice.
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from bindscope.errors import PromptError
 from bindscope.records import Format, Prompt, Question, Term
 from bindscope.terms.library import library
+from bindscope.terms.spans import find
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
 
 
 def build(terms: Iterable[Term], format: Format = "listed", rotate: bool = True) -> tuple[Prompt, ...]:
@@ -70,7 +72,10 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
 
 def listed(stem: str, choices: Iterable[str]) -> str:
     """The question with its options, one a line."""
-    options = "".join(f"{letter}) {choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
+    shown = list(choices)
+    if len(shown) > len(LETTERS):
+        raise PromptError(f"{stem!r} has {len(shown)} choices; {len(LETTERS)} can be lettered")
+    options = "".join(f"{letter}) {choice}\n" for letter, choice in zip(LETTERS, shown, strict=False))
     return f"{stem}:\n{options}Answer:"
 
 
@@ -102,7 +107,24 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
     if not prompts:
         raise PromptError(f"{path}: no prompts in the file")
     _check_unique(prompts)
+    _check_rotations(prompts, path)
     return tuple(prompts)
+
+
+def _check_rotations(prompts: list[Prompt], path: Path) -> None:
+    """Binding is read on rotation 0 only, which is right if the others agree with it up to the term."""
+    first = {_head(p) for p in prompts if p.rotation == 0}
+    for p in prompts:
+        if p.rotation and _head(p) not in first:
+            raise PromptError(
+                f"{path}: prompt {p.id!r} is rotation {p.rotation} of a question whose rotation 0 is not in the file; "
+                "binding is measured on rotation 0: add it, or leave the rotation out"
+            )
+
+
+def _head(prompt: Prompt) -> tuple[str, str]:
+    found = find(prompt.text, prompt.term, prompt.aliases)
+    return prompt.term, prompt.text[: found[0][1]] if found else prompt.text
 
 
 _TEXTS = ("term", "task", "template", "prompt_id")
@@ -124,7 +146,7 @@ def _from_json(row: Any) -> Prompt:
     if not isinstance(aliases, list | tuple) or not all(isinstance(a, str) and a for a in aliases):
         raise PromptError(f"'aliases' must be a list of texts, got {aliases!r}")
     rotation, kind, limit = row.get("rotation", 0), row.get("kind", ""), row.get("max_tokens")
-    if not isinstance(rotation, int) or not isinstance(kind, str):
+    if not isinstance(rotation, int) or isinstance(rotation, bool) or rotation < 0 or not isinstance(kind, str):
         raise PromptError(f"'rotation' must be a whole number and 'kind' a text, got {rotation!r} and {kind!r}")
     if task == "generation":
         if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -163,8 +185,10 @@ def _choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise PromptError(f"'answer_idx' must be 0 to {len(choices) - 1}, got {gold!r}")
     letter = row.get("answer")
-    if letter is not None and letter not in (LETTERS[gold], choices[gold]):
-        raise PromptError(f"'answer' is {letter!r} but 'answer_idx' {gold} is {LETTERS[gold]!r} ({choices[gold]!r})")
+    if letter is not None and letter not in (LETTERS[gold : gold + 1], choices[gold]):
+        raise PromptError(
+            f"'answer' is {letter!r} but 'answer_idx' {gold} is {LETTERS[gold : gold + 1]!r} ({choices[gold]!r})"
+        )
     return tuple(choices), gold
 
 
