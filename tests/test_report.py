@@ -78,6 +78,7 @@ def _tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             | {"term": "c", "prompt": "c/1", "eb_star": 0.9, "null_mean": np.nan, "excess": np.nan, "reason": None},
         ]
     )
+    binding["position_excess"] = binding["excess"] - 0.05
     recognition = pd.DataFrame(
         [
             base | {"term": t, "choices": ["x"] * n, "correct_per_token": c, "margin_per_token": m}
@@ -93,6 +94,7 @@ def test_summary_by_hand_leaves_missing_values_out_and_counts_them() -> None:
     assert row["eb_star_n"] == 3
     assert row["excess"] == pytest.approx(0.2)
     assert row["excess_n"] == 2
+    assert row["position_excess"] == pytest.approx(0.15)
     assert np.isnan(row["excess_low"])  # one term only: no interval over terms
     assert (row["accuracy"], row["margin"], row["chance"]) == (0.5, 0.25, pytest.approx(0.375))
     assert excluded(_tables()[0]).to_dict("records") == [{"prompt": "b/1", "reason": "absent", "checkpoints": 1}]

@@ -65,7 +65,7 @@ def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:
     return {"name": name, "answer": _answer(part), "figures": figures, "rows": rows}
 
 
-_COLUMNS = ("eb_star", "null", "excess", "accuracy", "margin")
+_COLUMNS = ("eb_star", "null", "excess", "position_excess", "accuracy", "margin")
 
 
 def _label(row: Mapping[Any, Any]) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from bindscope.stats.resample import cluster_mean
 
 #: Column in the stored tables -> name in the summary.
-_BINDING = {"eb_star": "eb_star", "null_mean": "null", "excess": "excess"}
+_BINDING = {"eb_star": "eb_star", "null_mean": "null", "excess": "excess", "position_excess": "position_excess"}
 _RECOGNITION = {"correct_per_token": "accuracy", "margin_per_token": "margin"}
 
 
