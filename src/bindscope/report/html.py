@@ -72,12 +72,12 @@ def _label(row: Mapping[Any, Any]) -> str:
     return str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
 
 
-def _cell(row: Mapping[Any, Any], name: str) -> str:
+def _cell(row: Mapping[Any, Any], name: str) -> tuple[str, str]:
+    """A value and its interval, each as text."""
     if name not in row or pd.isna(row[name]):
-        return "not available"
-    if f"{name}_low" not in row or pd.isna(row[f"{name}_low"]):
-        return number(row[name])
-    return f"{number(row[name])} [{number(row[f'{name}_low'], 2)}, {number(row[f'{name}_high'], 2)}]"
+        return "not available", ""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return number(row[name]), "" if low is None or pd.isna(low) else f"[{number(low, 2)}, {number(high, 2)}]"
 
 
 def _answer(part: pd.DataFrame) -> str:
