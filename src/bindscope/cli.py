@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="bindscope",
     help="When does a language model bind a multi-token term into one concept, and when does it know the term?",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -89,7 +90,7 @@ def measure(
                     "identity": identity,
                     "dtype": loaded.dtype,
                     "bos": loaded.bos,
-                    "terms": [asdict(item) for item in found],
+                    "terms": [item.plain() for item in found],
                 },
                 ensure_ascii=False,
                 indent=1,
@@ -169,10 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every foreseen error is one line on stderr."""
     from bindscope import __version__
 
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if words in (["--version"], ["-V"]):
         print(__version__)
         return 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
         code = app(words, standalone_mode=False) or 0  # what the command returned; typer turns Ctrl-C into 130
     except TyperException as error:
@@ -189,8 +193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _INTERRUPTED
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        return 1
     if code == _INTERRUPTED:
-        _complain("interrupted; finished checkpoints are kept, run the same command again to go on")
+        kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
+        _complain(f"interrupted{kept}")
     return int(code)
 
 

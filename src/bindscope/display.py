@@ -93,6 +93,10 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def outcome(store: Store, result: Outcome, report: Path) -> None:
     """The table at the end of a run, what failed, and where to look."""
     from bindscope.stats.summary import by_checkpoint, excluded
@@ -112,12 +116,14 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
     measured = binding[binding["eb_star"].notna()]
     terms, prompts = measured["term"].nunique(), measured["prompt"].nunique()
     _OUT.print(
-        f"Means over {prompts} prompts of {terms} terms. null: windows of as many tokens elsewhere in the prompts; "
+        f"Means over {_count(prompts, 'prompt')} of {_count(terms, 'term')}. null: windows of as many tokens "
+        "elsewhere in the prompts; "
         "excess: EB* minus null; margin: nats per token."
     )
     if (summary["excess_n"] < summary["eb_star_n"]).any():
         few = measured.loc[measured["excess"].isna(), "prompt"].nunique()
-        _OUT.print(f"null and excess leave out {few} prompts with too few windows; EB* does not.")
+        reasons = "; ".join(sorted(measured["null_reason"].dropna().unique())[:3])
+        _OUT.print(f"null and excess leave out {few} of {prompts} prompts ({reasons}); EB* does not.", markup=False)
     if not recognition.empty:
         _OUT.print(f"Chance accuracy is {float((1 / recognition['choices'].map(len)).mean()):.3f}.")
     gone = excluded(binding)

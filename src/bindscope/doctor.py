@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bindscope.errors import BindscopeError
 from bindscope.execute.local import versions
 from bindscope.measure.selfcheck import self_check
-from bindscope.models.files import identify
+from bindscope.models.files import HTTP_ERROR, identify
 from bindscope.models.load import cache_dir, pick_device, pick_dtype
 from bindscope.models.suites import suite
 
@@ -82,7 +81,7 @@ def _hub() -> Finding:
         return Finding("hub", "offline by HF_HUB_OFFLINE: only cached models can be measured", "note")
     try:
         HfApi().model_info("openai-community/gpt2", timeout=5)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         return Finding(
             "hub",
             f"{constants.ENDPOINT} is not reachable ({type(error).__name__}): local and cached models can be measured",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bindscope.errors import PromptError, SpanError
+from bindscope.errors import PromptError, SpanError, UnknownName
 from bindscope.measure.checkpoint import measure
 from bindscope.models.load import Loaded
 from bindscope.records import Prompt, Protocol, Term
 from bindscope.terms.library import library
-from bindscope.terms.spans import encode, locate
+from bindscope.terms.spans import encode, find, locate
 
 #: Sentences that can carry any term, with the term away from the start and text on both sides of it.
 CARRIERS = (
@@ -62,19 +63,32 @@ class Look:
     heads: tuple[Head, ...]
     reason: str | None
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it, with each head's verdict."""
+        heads = [asdict(head) | {"is_previous_token": head.is_previous_token} for head in self.heads]
+        return asdict(self) | {"heads": heads}
+
 
 def resolve(names: Sequence[str]) -> tuple[Term, ...]:
-    """Terms of the library by set or term name; a text of several words that is not among them is a term of its own.
+    """Terms of the library by set or term name, in any case; any other text is a term of its own.
 
-    Raises UnknownName for a single word that the library does not know.
+    Raises UnknownName for a word that looks like a mistyped set, PromptError for an empty one.
     """
     known = library()
     out: dict[str, Term] = {}
     for name in names:
-        if len(name.split()) > 1 and name not in known.terms and name not in known.sets:
-            out[name] = Term(" ".join(name.split()))
+        text = " ".join(name.split())
+        if not text:
+            raise PromptError("a term is empty; give one or more words")
+        if name in known.sets:
+            found = known.select(name)
+        elif text.lower() in known.terms:
+            found = known.select(text.lower())
+        elif " " not in text and difflib.get_close_matches(text.lower(), map(str.lower, known.sets), 1, 0.5):
+            raise UnknownName("term set", name, known.sets)
         else:
-            out |= {term.name: term for term in known.select(name)}
+            found = (Term(text),)
+        out |= {term.name: term for term in found}
     return tuple(out.values())
 
 
@@ -90,6 +104,7 @@ def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: 
         Prompt(f"{t.name}/carrier/{i}", t.name, carrier.format(term=t.name), "generation", t.aliases)
         for t in terms
         for i, carrier in enumerate(CARRIERS)
+        if not find(carrier.format(term=""), t.name, t.aliases)  # a sentence that holds the term by itself
     ]
     if text is not None:
         for term in terms:

@@ -122,10 +122,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice that changes a number. Part of the key of each result."""
+    """Every choice that changes a number. Part of the key of each result.
 
-    format: Format = "listed"
-    rotate: bool = True
+    format and rotate are None where the prompts come from a file, which has its own.
+    """
+
+    format: Format | None = "listed"
+    rotate: bool | None = True
     bos: Bos = "default"
     premise: str = "Answer:"
     min_null: int = 30

@@ -58,8 +58,8 @@ class RunFile:
 class Store:
     """A results folder. Creating one makes the folder; raises StoreError where it cannot be written."""
 
-    def __init__(self, root: Path, create: bool = True) -> None:
-        self.root = root
+    def __init__(self, root: Path | str, create: bool = True) -> None:
+        self.root = root = Path(root)
         try:
             if create:
                 (root / "shards").mkdir(parents=True, exist_ok=True)
@@ -107,10 +107,14 @@ class Store:
         _atomic(path, lambda temp: pq.write_table(table, temp, compression="zstd", write_page_checksum=True))
         return path
 
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file into the folder, whole or not at all. Raises StoreError."""
+        _atomic(self.root / name, lambda temp: temp.write_bytes(text.encode("utf-8", "replace")))
+        return self.root / name
+
     def write_run(self, run: RunFile) -> None:
         """Record the study and the state of its units."""
-        text = json.dumps(asdict(run), ensure_ascii=False, indent=1)
-        _atomic(self.root / "run.json", lambda temp: temp.write_text(text, encoding="utf-8"))
+        self.write_text("run.json", json.dumps(asdict(run), ensure_ascii=False, indent=1))
 
     def read_run(self) -> RunFile:
         """The recorded run. Raises StoreError where there is none or it is damaged."""

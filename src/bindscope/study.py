@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
 from bindscope.records import Bos, Dtype, Format, Prompt, Protocol, Term
@@ -34,10 +34,24 @@ class Study(BaseModel):
     bos: Bos | None = None
     dtype: Dtype = "auto"
 
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_on(cls, value: Any) -> Any:
+        return (
+            {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        )  # YAML reads on as true
+
+    @field_validator("suites", "terms", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _one_source(self) -> Study:
         if bool(self.terms) == bool(self.prompts):
             raise ValueError("give either `terms` or `prompts`")
+        if self.prompts and self.model_fields_set & {"format", "rotate"}:
+            raise ValueError("`format` and `rotate` are those of the prompt file; leave them out beside `prompts`")
         return self
 
     def selected(self) -> tuple[Term, ...]:
@@ -52,6 +66,8 @@ class Study(BaseModel):
 
     def protocol(self, bos: Bos) -> Protocol:
         """The choices that change numbers, for a suite whose own BOS choice is `bos`."""
+        if self.prompts is not None:
+            return Protocol(format=None, rotate=None, bos=self.bos or bos)
         return Protocol(format=self.format, rotate=self.rotate, bos=self.bos or bos)
 
 
@@ -89,9 +105,10 @@ def _parse(text: str, where: str, base: Path) -> Study:
         raise RequestError(
             f"{where}: {place + ': ' if place else ''}{first['msg']}{_seen(first.get('input'))}"
         ) from error
-    if study.prompts is not None and not study.prompts.is_absolute():
-        study = study.model_copy(update={"prompts": base / study.prompts})
-    return study
+    # Paths are the study file's: both kinds are looked for beside it.
+    suites = tuple(str(base / name) if (base / name).exists() else name for name in study.suites)
+    prompts = None if study.prompts is None else base / study.prompts
+    return study.model_copy(update={"suites": suites, "prompts": prompts})
 
 
 def _seen(value: Any) -> str:

@@ -27,7 +27,7 @@ from bindscope.errors import ModelError
 from bindscope.records import CheckpointRef, Identity, digest
 
 #: The root of the HTTP library's errors (httpx or httpx2, by huggingface_hub's version); they are no OSErrors.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _TOKENIZER = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -76,7 +76,10 @@ def identify(ref: CheckpointRef) -> Sources:
     """Resolve a checkpoint to commits and file hashes. Raises ModelError for what does not exist or is unreachable."""
     weights = _source(ref, ref.repo, ref.revision, weights=True)
     if ref.tokenizer is None and ref.gguf is None and not _tokenizer_files(weights.files):
-        raise ModelError(f"{ref.repo} holds no tokenizer files; save the tokenizer beside the weights")
+        raise ModelError(
+            f"{ref.repo} holds no tokenizer files; save the tokenizer beside the weights, or in the folder "
+            "above checkpoint-N"
+        )
     tokenizer = weights if ref.tokenizer is None else _source(ref, ref.tokenizer, None, weights=False)
     print_ = digest(weights.files, tokenizer.files)
     name = ref.repo if weights.folder is None or weights.commit else f"folder:{ref.suite}"
@@ -100,7 +103,7 @@ def fetch(source: Source, files: Iterable[str] | None = None) -> Path:
         return folder
     except GatedRepoError as error:
         raise ModelError(f"{source.repo} is gated: accept its terms on the hub, then `hf auth login`") from error
-    except (_HTTP_ERROR, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         raise ModelError(
             f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
             "kept, run again to go on"
@@ -152,7 +155,7 @@ def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) 
         raise ModelError(f"no model {repo!r} on {constants.ENDPOINT} (or it is private: `hf auth login`)") from error
     except HFValidationError as error:
         raise ModelError(f"{repo!r} is not a valid repository name: {_line(error)}") from error
-    except (_HTTP_ERROR, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         return _cached(repo, revision, weights, where, error)
 
 
@@ -201,7 +204,7 @@ def _tokenizer_files(names: Iterable[str]) -> list[str]:
 def _branches(repo: str) -> str:
     try:
         names = [ref.name for ref in HfApi().list_repo_refs(repo).branches]
-    except (_HTTP_ERROR, OSError):
+    except (HTTP_ERROR, OSError):
         return "its branches could not be listed"
     shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
     return f"its branches: {shown}"

@@ -29,6 +29,7 @@ class Suite:
         """One checkpoint by revision, folder name or step; the last one for None. Raises UnknownName."""
         if revision is None:
             return self.checkpoints[-1]
+        revision = revision.replace(",", "") if revision.replace(",", "").isdigit() else revision
         names: dict[str, CheckpointRef] = {}
         for ref in self.checkpoints:
             names[ref.revision or Path(ref.repo).name] = ref
@@ -59,11 +60,22 @@ def suite(name: str) -> Suite:
     if name in _rows():
         return _from_catalogue(name, _rows()[name])
     path = Path(name).expanduser()
+    try:
+        return _local(path) or _hub(name, path)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _local(path: Path) -> Suite | None:
     if path.is_file() and path.suffix == ".gguf":
         return Suite(path.stem, (CheckpointRef(path.stem, str(path.parent), gguf=path.name),))
-    if path.is_dir():
-        return from_folder(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".gguf":
+    return from_folder(path) if path.is_dir() else None
+
+
+def _hub(name: str, path: Path) -> Suite:
+    if path.suffix == ".gguf" or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"there is no file or folder {path.absolute()}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Suite(name, (CheckpointRef(name, name),))
     raise UnknownName("model", name, names(), "(a folder, a .gguf file or a hub id such as org/name will do too)")
 

@@ -25,6 +25,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     """By path of a tokenizer.json, folder, catalogue name or hub id. Raises ModelError, UnknownName."""
     path = Path(name)
     if path.suffix == ".json":
+        if not path.is_file():
+            raise ModelError(f"there is no file {path.absolute()}")
         return _from_file(path)
     if (path / "tokenizer.json").is_file():
         return load_tokenizer(path, name)

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bindscope.report.figures import emergence, svg
-from bindscope.stats.summary import by_checkpoint, excluded
+from bindscope.stats.summary import by_checkpoint, excluded, without_null
 from bindscope.store import RunFile, Store
 
 _PAGE = Environment(
@@ -26,7 +26,10 @@ _PAGE = Environment(
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people; a missing one is said to be missing."""
-    return "not available" if value is None or pd.isna(value) else f"{value:.{digits}f}".replace("-", "\u2212")
+    if value is None or pd.isna(value):
+        return "not available"
+    text = f"{value:.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def write(store: Store) -> Path:
@@ -38,6 +41,10 @@ def write(store: Store) -> Path:
         study=run.study,
         version=version("bindscope"),
         suites=[_suite(str(name), part) for name, part in summary.groupby("suite", sort=False)],
+        missing=[u.checkpoint.label for u in run.units if u.status != "done"],
+        units=len(run.units),
+        bare=without_null(binding).to_dict("records") if not binding.empty else [],
+        tokens=_tokens(binding),
         failed=[
             {"name": f"{u.checkpoint.suite}, {u.checkpoint.label}", "reason": u.reason}
             for u in run.units
@@ -46,11 +53,7 @@ def write(store: Store) -> Path:
         excluded=excluded(binding).to_dict("records") if not binding.empty else [],
         **_facts(store, run),
     )
-    path = store.root / "report.html"
-    temp = path.with_suffix(".tmp")
-    temp.write_text(page, encoding="utf-8")
-    temp.replace(path)
-    return path
+    return store.write_text("report.html", page)
 
 
 def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:
@@ -77,25 +80,38 @@ def _cell(row: Mapping[Any, Any], name: str) -> tuple[str, str]:
     if name not in row or pd.isna(row[name]):
         return "not available", ""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return number(row[name]), "" if low is None or pd.isna(low) else f"[{number(low, 2)}, {number(high, 2)}]"
+    return number(row[name]), "" if low is None or pd.isna(low) else f"[{number(low)}, {number(high)}]"
 
 
 def _answer(part: pd.DataFrame) -> str:
     """What the numbers say, in words, without a claim that they do not carry."""
     last = part.iloc[-1]
-    text = (
-        f"At the last checkpoint EB* is {number(last['eb_star'])} and its excess over other windows of as many tokens "
-        f"is {number(last['excess'])} (95% interval over terms {number(last['excess_low'], 2)} to "
-        f"{number(last['excess_high'], 2)})."
-    )
-    if "accuracy" in part:
+    where = "" if len(part) == 1 else f"At the last checkpoint measured ({_label(last.to_dict())}) "
+    text = f"{where}EB* is {number(last['eb_star'])}"
+    if pd.isna(last["excess"]):
+        text += "; there are too few other windows to compare it with (see below)."
+    else:
+        text += f", and its excess over other windows of as many tokens is {number(last['excess'])}"
+        if pd.notna(last["excess_low"]):
+            text += f" (95% interval over terms {number(last['excess_low'])} to {number(last['excess_high'])})"
+        text += "."
+    if "accuracy" in part and pd.notna(last["accuracy"]):
         text += (
             f" The right answer is chosen in {number(100 * last['accuracy'], 0)}% of the questions, chance is "
             f"{number(100 * last['chance'], 0)}%."
         )
-    if len(part) > 1:
-        text += f" {len(part)} checkpoints were measured."
-    return text
+    return f"{text} {len(part)} checkpoint{'s were' if len(part) > 1 else ' was'} measured."
+
+
+def _tokens(binding: pd.DataFrame) -> str:
+    """How many prompts have a term of k tokens, by suite: EB* falls with k."""
+    if binding.empty:
+        return ""
+    first = binding[binding["k"].notna()].drop_duplicates(["suite", "prompt"]).astype({"k": int})
+    return "; ".join(
+        f"{suite}: " + ", ".join(f"{n} of {k} tokens" for k, n in part["k"].value_counts().sort_index().items())
+        for suite, part in first.groupby("suite", sort=False)
+    )
 
 
 def _figure(part: pd.DataFrame, lines: dict[str, str], title: str, axis: str, caption: str) -> dict[str, Any]:
@@ -132,13 +148,21 @@ def _facts(store: Store, run: RunFile) -> dict[str, Any]:
     return {"facts": facts, "checkpoints": rows}
 
 
+def _format(protocol: dict[str, Any]) -> str:
+    if protocol["format"] is None:
+        return "as in the prompt file"
+    if protocol["format"] == "cloze":
+        return "cloze: no options are shown"
+    return "listed, options rotated" if protocol["rotate"] else "listed, options in one order"
+
+
 def _how(run: RunFile, shards: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """How the numbers were made. Where checkpoints were made in different ways, each way is listed with its suites."""
     per: dict[str, dict[str, list[str]]] = {}
     for p in shards:
         source = f"commit {p['git_commit']}" if p["git_commit"] else "an installed release"
         facts = {
-            "Format": f"{p['protocol']['format']}, {'options rotated' if p['protocol']['rotate'] else 'one order'}",
+            "Format": _format(p["protocol"]),
             "BOS token": p["bos"],
             "Computed": f"{p['dtype']} on {p['device']}, {p['attention']}",
             "Versions": ", ".join(f"{k} {v}" for k, v in p["versions"].items()),

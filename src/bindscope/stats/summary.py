@@ -43,6 +43,13 @@ def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": len(kept)}
 
 
+def without_null(binding: pd.DataFrame) -> pd.DataFrame:
+    """Prompts with EB* but without a null to compare it with: reason, prompts, and at how many checkpoints."""
+    bare = binding[binding["eb_star"].notna() & binding["null_mean"].isna()]
+    counts = bare.groupby("null_reason", sort=True)
+    return counts.agg(prompts=("prompt", "nunique"), checkpoints=("revision", "nunique")).reset_index()
+
+
 def excluded(binding: pd.DataFrame) -> pd.DataFrame:
     """Prompts without a binding value: prompt, reason, and at how many checkpoints."""
     gone = binding[binding["reason"].notna()]

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bindscope.errors import SpanError
 from bindscope.records import Term
-from bindscope.terms.spans import Encoded, encode, locate, tokens_of
+from bindscope.terms.spans import Encoded, encode, tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,8 +48,7 @@ def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: str) -> dict[str, 
 
 
 def _span(inside: Encoded, term: str) -> tuple[tuple[int, ...], str | None]:
-    try:
-        return locate(inside, term).tokens, None
-    except SpanError as error:
-        start = inside.text.index(term)
-        return tokens_of(inside, (start, start + len(term))), error.reason
+    """Tokens of the term where it was put, which need not be where its words occur first."""
+    start = _SENTENCE.index("{}")
+    tokens = tokens_of(inside, (start, start + len(term)))
+    return tokens, None if len(tokens) > 1 else "one token"

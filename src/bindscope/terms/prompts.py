@@ -87,14 +87,14 @@ def _check_unique(prompts: list[Prompt]) -> None:
         seen.add(prompt.id)
 
 
-def read_jsonl(path: Path) -> tuple[Prompt, ...]:
+def read_jsonl(path: Path | str) -> tuple[Prompt, ...]:
     """Prompts in the published format: one JSON object a line with term, task, template, prompt_id and, for
     recognition, choices and answer_idx. Keys written by `write_jsonl` are read back. Blank lines are skipped.
 
     Raises PromptError that names the file and the line.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # not splitlines: texts may hold U+0085 or U+2028
+        lines = Path(path).read_bytes().decode("utf-8").split("\n")  # not splitlines: texts may hold U+0085 or U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the prompt file {path}: {error}") from error
     prompts = []
@@ -102,7 +102,7 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
         if line.strip():
             try:
                 prompts.append(_from_json(json.loads(line)))
-            except (ValueError, PromptError) as error:
+            except (ValueError, RecursionError, PromptError) as error:
                 raise PromptError(f"{path}:{number}: {error}") from error
     if not prompts:
         raise PromptError(f"{path}: no prompts in the file")
@@ -111,7 +111,7 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _check_rotations(prompts: list[Prompt], path: Path) -> None:
+def _check_rotations(prompts: list[Prompt], path: Path | str) -> None:
     """Binding is read on rotation 0 only, which is right if the others agree with it up to the term."""
     first = {_head(p) for p in prompts if p.rotation == 0}
     for p in prompts:
@@ -134,6 +134,10 @@ _KNOWN = {*_TEXTS, "choices", "answer", "answer_idx", "max_tokens", "kind", "for
 def _from_json(row: Any) -> Prompt:
     if not isinstance(row, dict):
         raise PromptError(f"expected a JSON object, got {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PromptError("a text holds half of a surrogate pair, which is no character") from error
     for key in _TEXTS:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise PromptError(f"{key!r} must be a non-empty text, got {row.get(key)!r}")
