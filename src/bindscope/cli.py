@@ -148,6 +148,33 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.
 
 
 @app.command()
+def replicate(
+    data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="Folder with the reference study's result files.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer of the Pythia models, to check the published spans.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write every table as a CSV file into this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """The reference study's published numbers from its own data, as published and as controlled."""
+    from bindscope.replicate import replicate as compute
+    from bindscope.replicate.show import show, to_csv, to_dict
+
+    words = None
+    if tokenizer is not None:
+        from bindscope.models.tokenizer import tokenizer as load_tokenizer
+
+        words = load_tokenizer(tokenizer)
+    found = compute(data, words)
+    if as_json:
+        print(json.dumps(to_dict(found), ensure_ascii=False, indent=1))
+    else:
+        show(found)
+    if out is not None:
+        print(f"{len(to_csv(found, out))} tables in {out}", file=sys.stderr)
+
+
+@app.command()
 def doctor() -> int:
     """The environment: versions, devices, the attention hook, the hub, disk."""
     from bindscope.display import findings
