@@ -1,7 +1,8 @@
 """Every number of the paper that the data allow, computed again from them and set beside what is printed.
 
 The paper's figure, the recomputed one, and a verdict at the printed digits: match, "rounded twice" (the study's own
-four-digit value, rounded again, gives what is printed), mismatch, or not computable with the reason. checks.py has what must hold inside the data (a stored maximum is the maximum of its list).
+four-digit value, rounded again, gives what is printed), mismatch, or not computable with the
+reason. checks.py has what must hold inside the data (a stored maximum is the maximum of its list).
 """
 
 from __future__ import annotations
