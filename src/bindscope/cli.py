@@ -140,6 +140,25 @@ def suites() -> None:
 
 
 @app.command()
+def analyse(
+    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
+    from bindscope.display import analysis
+    from bindscope.stats.analysis import analyse as compute
+    from bindscope.stats.analysis import write
+
+    store = _store(folder, create=False)
+    found = compute(store)
+    files = write(found, store)
+    if as_json:
+        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in found.tables().items()}, indent=1))
+    else:
+        analysis(found, files)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.")]) -> None:
     """Write report.html again from stored results; no model is needed."""
     from bindscope.report import html

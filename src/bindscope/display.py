@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bindscope.execute.local import Outcome
     from bindscope.models.load import Loaded
     from bindscope.quick import Look
+    from bindscope.stats.analysis import Analysis
     from bindscope.store import Store
 
 _OUT = Console(highlight=False)
@@ -91,6 +92,38 @@ def waiting(what: str) -> Iterator[None]:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def analysis(found: Analysis, files: Sequence[str]) -> None:
+    """Published and controlled side by side, a sentence per claim, the gate, and what is missing."""
+    shown = found.results[found.results["value"].notna()]
+    for suite in shown["suite"].unique():
+        _OUT.print(f"[bold]{escape(str(suite))}[/bold]")
+        for row in found.sentences[found.sentences["suite"] == suite].to_dict("records"):
+            _OUT.print(f"{row['claim']}: {row['text']}", markup=False)
+        for row in found.gate[found.gate["suite"] == suite].to_dict("records"):
+            _OUT.print(f"Gate of the study: {_gate(row)}.", markup=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("claim", "reading", "value", "interval", "p", "quantity"):
+            table.add_column(name, justify="right" if name in ("value", "interval", "p") else "left")
+        for row in shown[shown["suite"] == suite].to_dict("records"):
+            interval = "" if pd.isna(row["low"]) else f"{row['low']:+.2f} {row['high']:+.2f}"
+            p = "" if pd.isna(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
+            table.add_row(row["claim"], row["reading"], f"{row['value']:+.2f}", interval, p, escape(row["quantity"]))
+        _OUT.print(table)
+    for note in found.notes:
+        _OUT.print(f"Note: {note}", markup=False, soft_wrap=True)
+    _OUT.print("Intervals are 95%; n, units, clusters, methods and adjusted p (q) are in the files:")
+    for file in files:
+        _OUT.print(f"  {file}", markup=False, soft_wrap=True)
+
+
+def _gate(row: Mapping[Any, Any]) -> str:
+    if row["go"] is None or pd.isna(row["go"]):
+        return f"undefined; {row['reason']}"
+    above = "above" if row["rho_above"] else "not above"
+    seen = f"rho {row['rho']:+.3f} ({above} 0.3), {row['quadrant']} pairs of high EB* and low accuracy"
+    return f"{'go' if row['go'] else 'no go'}; {seen}"
 
 
 def _count(n: int, what: str) -> str:

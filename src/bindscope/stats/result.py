@@ -8,19 +8,21 @@ from typing import Literal
 
 import pandas as pd
 
+Reading = Literal["published", "controlled"]
+
 
 @dataclass(frozen=True)
 class Result:
     """A statistic of a claim, as published or as controlled.
 
     value is None where the data cannot carry the statistic; `reason` then says why. low and high bound a 95% interval
-    unless `method` says otherwise. n counts `unit`s (term x prompt x checkpoint, say); clusters counts the groups, named by
-    `cluster`, that were redrawn or modelled as dependent. method names the test and its assumptions.
+    unless `method` says otherwise. n counts `unit`s (term x prompt x checkpoint, say); clusters counts the groups,
+    named by `cluster`, that were redrawn or modelled as dependent. method names the test and its assumptions.
     """
 
     claim: str
     quantity: str
-    reading: Literal["published", "controlled"]
+    reading: Reading
     value: float | None
     n: int
     unit: str

@@ -1,0 +1,65 @@
+"""Stored tables -> one row per question and checkpoint, with what is bound beside what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bindscope.errors import StoreError
+
+#: Measured columns of a prompt that go into claims.
+_BINDING = ["eb_star", "eb_star_mass", "excess", "position_excess", "k", "n_tokens", "eb_per_layer"]
+
+
+def observations(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFrame:
+    """Join binding and recognition of the same question at the same checkpoint.
+
+    One row per suite, checkpoint and question: `t` (place of the checkpoint in training), term, question, kind, the
+    binding columns, and accuracy and margin (nats per token), both means over rotations. Questions whose term has no
+    span keep NaN binding. Raises StoreError where a table holds a row twice.
+    """
+    if binding.empty or recognition.empty:
+        raise StoreError("no recognition questions are stored, so binding cannot be set beside what the model knows")
+    for name, table in (("binding", binding), ("recognition", recognition)):
+        if doubled := int(table.duplicated(["suite", "revision", "prompt"]).sum()):
+            raise StoreError(f"the stored {name} table holds {doubled} rows twice; nothing is averaged over them")
+    known = recognition.assign(question=_question(recognition))
+    keys = ["suite", "revision", "question"]
+    scores = known.groupby(keys, sort=False).agg(
+        accuracy=("correct_per_token", "mean"), margin=("margin_per_token", "mean"), choices=("choices", "first")
+    )
+    bound = binding[binding["task"] == "recognition"]
+    bound = bound.assign(question=_question(bound.assign(rotation=0)))
+    table = bound.merge(scores.reset_index(), on=keys, how="inner", validate="one_to_one")
+    order = binding[["suite", "revision"]].drop_duplicates()
+    order["t"] = order.groupby("suite").cumcount()
+    table = table.merge(order, on=["suite", "revision"])
+    table["chance"] = 1 / table["choices"].map(len)
+    columns = ["suite", "revision", "step", "t", "term", "question", "kind", *_BINDING, "accuracy", "margin", "chance"]
+    return table[columns].astype(dict.fromkeys(_BINDING[:4], float))
+
+
+def _question(table: pd.DataFrame) -> pd.Series:
+    """Rotations of one question share its name: term, kind and format, or the prompt's own id where it has no kind."""
+    cut = table["prompt"].str.replace(r"/\d+$", "", regex=True)
+    return cut.where(table["kind"] != "", table["prompt"])
+
+
+def by_term(table: pd.DataFrame, column: str) -> tuple[list[str], np.ndarray]:
+    """Means per term and checkpoint of one suite: term names and an array (terms, checkpoints).
+
+    A term that lacks a value at some checkpoint is left out; the caller compares the counts.
+    """
+    wide = table.pivot_table(index="term", columns="t", values=column, aggfunc="mean", sort=True).dropna()
+    return [str(name) for name in wide.index], wide.to_numpy(dtype=np.float64)
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """EB[l], mean over questions, by suite, step and layer: where binding sits and how it moves."""
+    kept = table[table["eb_star"].notna()]
+    rows = [
+        {"suite": suite, "revision": revision, "step": step, "layer": layer, "eb": float(value), "n": len(part)}
+        for (suite, revision, step), part in kept.groupby(["suite", "revision", "step"], sort=False, dropna=False)
+        for layer, value in enumerate(np.mean(np.stack(part["eb_per_layer"].to_list()), 0))
+    ]
+    return pd.DataFrame(rows, columns=["suite", "revision", "step", "layer", "eb", "n"])

@@ -1,0 +1,243 @@
+"""Claims on a run's own measurements: joined rightly, computed as defined, and missing with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from bindscope.cli import main
+from bindscope.errors import StoreError
+from bindscope.stats.analysis import analyse, gate, sentences
+from bindscope.stats.claims import across_runs, claims, emergence, precedence, thresholds, windows
+from bindscope.stats.correlate import Undefined
+from bindscope.stats.observations import by_layer, by_term, observations
+from bindscope.stats.result import table as as_table
+from bindscope.store import Store
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    assert main(["run", "tiny", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def seen(ran: Path) -> pd.DataFrame:
+    return observations(Store(ran).read("binding"), Store(ran).read("recognition"))
+
+
+def invented(
+    terms: int = 12, checkpoints: int = 8, questions: int = 5, seed: int = 0, lag: int = 0, coupling: float = 0.0
+) -> pd.DataFrame:
+    """Observations of one suite: EB* rises, accuracy rises `lag` checkpoints later and follows EB*'s noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for term in range(terms):
+        pull = rng.normal(0, 0.05, checkpoints)
+        for t in range(checkpoints):
+            for q in range(questions):
+                eb = 0.1 * t + pull[t] + rng.normal(0, 0.02)
+                known = 0.1 * max(t - lag, 0) + coupling * pull[t] + rng.normal(0, 0.02)
+                rows.append(
+                    {
+                        "suite": "s",
+                        "revision": f"r{t}",
+                        "step": 10.0 * t,
+                        "t": t,
+                        "term": f"term {term}",
+                        "question": f"{term}/{q}",
+                        "kind": f"k{q}",
+                        "eb_star": eb,
+                        "eb_star_mass": eb,
+                        "excess": eb,
+                        "position_excess": eb,
+                        "k": 2.0 + term % 2,
+                        "n_tokens": 20 + q,
+                        "accuracy": known,
+                        "eb_per_layer": [eb / 2, eb, eb / 3],
+                        "margin": known,
+                        "chance": 0.25,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _value(frame: pd.DataFrame, quantity: str, reading: str) -> pd.Series:
+    rows = frame[(frame["quantity"] == quantity) & (frame["reading"] == reading)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_every_question_meets_its_own_score(ran: Path, seen: pd.DataFrame) -> None:
+    binding, recognition = Store(ran).read("binding"), Store(ran).read("recognition")
+    assert len(seen) == 12 * 11 * 5
+    for row in seen.iloc[::37].to_dict("records"):
+        mine = recognition[
+            (recognition["term"] == row["term"])
+            & (recognition["kind"] == row["kind"])
+            & (recognition["revision"] == row["revision"])
+        ]
+        assert len(mine) == 4
+        assert row["accuracy"] == mine["correct_per_token"].mean()
+        assert row["margin"] == pytest.approx(mine["margin_per_token"].mean())
+        bound = binding[(binding["prompt"] == f"{row['question']}/0") & (binding["revision"] == row["revision"])]
+        assert row["eb_star"] == bound["eb_star"].item()
+    assert seen.groupby("revision")["t"].first().to_dict()["checkpoint-4000"] == 11
+
+
+def test_the_published_statistic_is_scipys_on_all_pairs(seen: pd.DataFrame) -> None:
+    frame = as_table(claims(seen))
+    row = _value(frame, "rho(EB*, accuracy), all checkpoints", "published")
+    expected = spearmanr(seen["eb_star"], seen["accuracy"])
+    assert (row["value"], row["p"], row["n"]) == (
+        pytest.approx(expected.statistic),
+        pytest.approx(expected.pvalue),
+        660,
+    )
+    late = _value(frame, "rho(EB*, accuracy), late half", "published")
+    part = seen[seen["t"] >= 6]
+    assert late["value"] == pytest.approx(spearmanr(part["eb_star"], part["accuracy"]).statistic)
+
+
+def test_tiny_is_go_as_published_and_nothing_as_controlled(ran: Path) -> None:
+    """What the suite was made to show: both series rise over training, and that is all they share."""
+    found = analyse(Store(ran))
+    assert found.gate["go"].tolist() == [True]
+    frame = found.results[found.results["suite"] == "tiny"]
+    published = _value(frame, "rho(EB*, accuracy), all checkpoints", "published")
+    controlled = _value(frame, "r(EB*, accuracy) within terms and checkpoints", "controlled")
+    assert published["value"] > 0.3
+    assert published["p"] < 1e-6
+    assert controlled["low"] < 0 < controlled["high"]
+    assert (controlled["clusters"], controlled["cluster"]) == (11, "term")
+    assert set(found.results["claim"]) == {"V", "C1-A", "C1-B", "C2", "C3", "C4-A", "C4-B", "C5", "robustness"}
+    assert frame[frame["claim"].isin(["V", "C3", "C5"])]["reason"].notna().all()
+
+
+def test_coupling_beyond_the_shared_rise_is_found() -> None:
+    apart, together = as_table(claims(invented())), as_table(claims(invented(coupling=1.0)))
+    quantity = "r(EB*, accuracy) within terms and checkpoints"
+    assert _value(apart, quantity, "controlled")["p"] > 0.05
+    assert _value(together, quantity, "controlled")["low"] > 0.2
+    assert _value(apart, "rho(EB*, accuracy), all checkpoints", "published")["p"] < 1e-10  # the rise alone
+
+
+def test_windows_are_the_studys_halves() -> None:
+    parts = windows(invented())
+    assert {name: sorted(part["t"].unique()) for name, part in parts.items()} == {
+        "all checkpoints": list(range(8)),
+        "early half": [0, 1, 2, 3],
+        "late half": [4, 5, 6, 7],
+    }
+    assert list(windows(invented(checkpoints=3))) == ["all checkpoints"]
+
+
+def test_emergence_by_hand() -> None:
+    table = invented(lag=2)
+    table["eb_star"], table["accuracy"] = table["t"] / 10, (table["t"] - 2).clip(lower=0) / 10
+    dates = emergence(table)
+    # halfway of 0 to 0.7 is 0.35: reached at t = 4; accuracy: halfway of 0 to 0.5 is 0.25, reached at t = 5
+    ends = dates[["binding_left", "binding_right", "knowing_left", "knowing_right"]].drop_duplicates()
+    assert ends.to_numpy().tolist() == [[30.0, 40.0, 40.0, 50.0]]
+    row = next(r for r in precedence(table) if "threshold 0.50" in r.quantity)
+    assert (row.value, row.reason) == (12.0, "12 before, 0 after, 0 cannot be told")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t[t["t"] == 0], "checkpoints"),
+        (lambda t: t[t["term"] == "term 0"], "groups"),
+        (lambda t: t.assign(accuracy=0.5), "constant"),
+        (lambda t: t.assign(eb_star=0.5), "constant"),
+        (lambda t: t.assign(step=np.nan), "steps of the checkpoints are not known"),
+        (lambda t: t.iloc[:0], ""),
+    ],
+    ids=["one checkpoint", "one term", "constant accuracy", "constant binding", "unknown steps", "nothing"],
+)
+def test_what_the_data_cannot_carry_is_a_row_with_its_reason(change, reason: str) -> None:  # type: ignore[no-untyped-def]
+    frame = as_table(claims(change(invented())))
+    assert set(frame["claim"]) >= {"V", "C1-A", "C1-B", "C2", "C3", "C4-B", "C5", "robustness"}
+    missing = frame[frame["value"].isna()]
+    assert missing["reason"].notna().all()
+    assert missing["reason"].str.contains(reason).any()
+    assert all(sentences(frame).values())
+
+
+def test_gate_by_hand() -> None:
+    table = invented(terms=2, checkpoints=2, questions=2).assign(
+        eb_star=[1, 2, 3, 4, 5, 6, 7, 8], accuracy=[1, 2, 3, 4, 5, 6, 8, 0]
+    )
+    found = gate(table)
+    assert found["rho"] == pytest.approx(spearmanr(table["eb_star"], table["accuracy"]).statistic)
+    assert found["quadrant"] == 1  # 8 is bound most and known least
+    assert found["go"] == (found["rho"] > 0.3)  # type: ignore[operator]
+    assert gate(table.assign(accuracy=1.0))["reason"]
+
+
+def test_swap_test_needs_runs() -> None:
+    one = as_table(across_runs({"a": invented()}))
+    assert "one training run" in one["reason"].iloc[0]
+    five = as_table(across_runs({str(s): invented(seed=s) for s in range(5)}))
+    assert five["n"].iloc[0] == 5
+    assert five["p"].iloc[0] >= 2**-5
+
+
+def test_a_term_that_misses_a_checkpoint_is_left_out() -> None:
+    table = invented()
+    names, values = by_term(table[~((table["term"] == "term 3") & (table["t"] == 2))], "eb_star")
+    assert "term 3" not in names
+    assert values.shape == (11, 8)
+
+
+def test_layers_are_means_over_questions() -> None:
+    table = invented()
+    layers = by_layer(table)
+    part = table[table["t"] == 3]
+    row = layers[(layers["revision"] == "r3") & (layers["layer"] == 1)].iloc[0]
+    assert row["eb"] == pytest.approx(part["eb_star"].mean())
+    assert row["n"] == len(part)
+
+
+def test_rows_twice_are_refused(ran: Path) -> None:
+    binding, recognition = Store(ran).read("binding"), Store(ran).read("recognition")
+    with pytest.raises(StoreError, match="recognition table holds 1 rows twice"):
+        observations(binding, pd.concat([recognition, recognition.iloc[:1]]))
+    with pytest.raises(StoreError, match="no recognition"):
+        observations(binding, recognition.iloc[:0])
+
+
+def test_thresholds_need_a_rise() -> None:
+    assert thresholds(np.array([[0.0, 1.0], [0.2, 1.2]]), 0.5) == pytest.approx(0.6)
+    with pytest.raises(Undefined, match="never rises"):
+        thresholds(np.array([[1.0, 0.5]]), 0.5)
+
+
+def test_command(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyse", str(ran)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("As published:", "Controlled:", "Gate of the study: go", "over runs: one training run", "claims.csv"):
+        assert part in shown
+    frame = pd.read_csv(ran / "analysis" / "claims.csv")
+    assert {"suite", "claim", "quantity", "reading", "value", "low", "high", "p", "q", "n", "unit", "method"} <= set(
+        frame
+    )
+    adjusted = frame[frame["p"].notna()]
+    assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()
+    assert main(["analyse", str(ran), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"claims", "sentences", "gate", "emergence", "layers"}
+
+
+def test_unfinished_units_are_named(tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = {"name": "s", "suites": [str(suite_folder), "no/such"], "terms": ["pilot-3"], "bos": "on"}
+    (tmp_path / "s.yaml").write_text(json.dumps(study))
+    assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 1
+    capsys.readouterr()
+    assert main(["analyse", str(tmp_path / "out")]) == 0
+    assert "Note: no/such, final:" in capsys.readouterr().out
