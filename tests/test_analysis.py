@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp, ttest_ind
 
 from bindscope.cli import main
 from bindscope.errors import StoreError
 from bindscope.stats.analysis import analyse, gate, sentences
 from bindscope.stats.claims import across_runs, claims, emergence, precedence, thresholds, windows
+from bindscope.stats.contrasts import causal, discriminant, unlockability
 from bindscope.stats.correlate import Undefined
 from bindscope.stats.observations import by_layer, by_term, observations
 from bindscope.stats.result import table as as_table
@@ -145,6 +146,8 @@ def test_emergence_by_hand() -> None:
     # halfway of 0 to 0.7 is 0.35: reached at t = 4; accuracy: halfway of 0 to 0.5 is 0.25, reached at t = 5
     ends = dates[["binding_left", "binding_right", "knowing_left", "knowing_right"]].drop_duplicates()
     assert ends.to_numpy().tolist() == [[30.0, 40.0, 40.0, 50.0]]
+    medians = {r.quantity: (r.low, r.high) for r in precedence(table) if r.quantity.startswith("median")}
+    assert list(medians.values()) == [(30.0, 40.0), (40.0, 50.0)]
     row = next(r for r in precedence(table) if "threshold 0.50" in r.quantity)
     assert (row.value, row.reason) == (12.0, "12 before, 0 after, 0 cannot be told")
 
@@ -182,11 +185,98 @@ def test_gate_by_hand() -> None:
 
 
 def test_swap_test_needs_runs() -> None:
-    one = as_table(across_runs({"a": invented()}))
+    one = as_table(across_runs({"a": invented()}, {}))
     assert "one training run" in one["reason"].iloc[0]
-    five = as_table(across_runs({str(s): invented(seed=s) for s in range(5)}))
+    five = as_table(across_runs({str(s): invented(seed=s) for s in range(5)}, {}))
     assert five["n"].iloc[0] == 5
     assert five["p"].iloc[0] >= 2**-5
+
+
+def test_spread_over_seeds_has_the_run_as_its_unit() -> None:
+    tables = {str(s): invented(seed=s, coupling=1.0) for s in range(4)}
+    per_run = {name: claims(table) for name, table in tables.items()}
+    frame = as_table(across_runs(tables, per_run))
+    quantity = "r(EB*, accuracy) within terms and checkpoints"
+    values = [r.value for results in per_run.values() for r in results if r.quantity == quantity]
+    found = _value(frame, quantity, "controlled")
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found["value"] == pytest.approx(np.mean(values))
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["n"], found["unit"]) == (4, "training run")
+
+
+def test_discriminant_validity_that_is_token_count_only() -> None:
+    """EB* = 2/k plus noise; controls are longer. Published: a huge effect. At equal k: none."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"term": f"{group} {i}", "group": group, "k": k, "frame": frame, "eb_star": 2 / k + rng.normal(0, 0.02)}
+        for group, ks in (("real", (2, 2, 2, 3)), ("nonsense", (2, 3, 4, 5)))
+        for i, k in enumerate(ks * 5)
+        for frame in range(3)
+    ]
+    table = pd.DataFrame(rows)
+    frame = as_table(discriminant(table))
+    d = frame[frame["quantity"].str.startswith("Cohen")].iloc[0]
+    plain = frame[(frame["reading"] == "published") & frame["p"].notna()].iloc[0]
+    strata = frame[frame["reading"] == "controlled"].iloc[0]
+    real, control = (table[table["group"] == g]["eb_star"] for g in ("real", "nonsense"))
+    assert d["value"] > 1
+    assert plain["p"] == pytest.approx(ttest_ind(real, control, equal_var=False).pvalue)
+    assert strata["low"] < 0 < strata["high"]
+    assert strata["reason"] == "6 of 12 strata have no match and are left out"
+    with pytest.raises(ValueError, match="lacks the columns frame"):
+        discriminant(table.drop(columns="frame"))
+
+
+def test_unlockability_by_hand() -> None:
+    table = pd.DataFrame(
+        {
+            "term": ["a", "a", "b", "b", "c", "c"],
+            "prompt": range(6),
+            "zero": [0, 1, 0, 1, 0, 0],
+            "exemplar": [1, 1, 1, 1, 1, 2 / 3],
+            "mismatched": [1, 1, 1, 0, 1, 2 / 3],
+        }
+    )
+    frame = as_table(unlockability(table))
+    assert _value(frame, "gain with an exemplar (pp)", "published")["value"] == pytest.approx(100 * (17 / 18 - 1 / 3))
+    assert _value(frame, "relative gain with an exemplar (%)", "published")["value"] == pytest.approx(183.3, abs=0.05)
+    over = _value(frame, "gain over another term's exemplar (pp)", "controlled")
+    assert over["value"] == pytest.approx(100 / 6)
+    assert over["low"] < 0 < over["high"]
+    assert "not measured" in _value(frame, "gain with a paraphrased exemplar (pp)", "controlled")["reason"]
+    none = as_table(unlockability(table.assign(zero=0)))
+    assert "nothing to relate" in _value(none, "relative gain with an exemplar (%)", "published")["reason"]
+
+
+def test_specificity_of_the_published_ablation() -> None:
+    """160M at step 120000: whole 4 of 6, top removed 3 of 6, random sets 4, 4, 4, 3, 3 of 6."""
+
+    def right(n: int) -> list[float]:
+        return [1.0] * n + [0.0] * (6 - n)
+
+    terms = ["a", "b", "c", "a", "b", "c"]
+    random = [right(n) for n in (4, 4, 4, 3, 3)]
+    published, controlled = causal(right(4), right(3), random, terms)
+    assert published.value == pytest.approx(4 / 6 - 3 / 6 - (4 / 6 - 3.6 / 6))
+    assert controlled.value == pytest.approx(published.value)
+    assert controlled.p == pytest.approx((2 + 1) / (5 + 1))
+    assert controlled.reason is not None
+    assert "cannot give p below 0.167" in controlled.reason
+    with pytest.raises(ValueError, match="do not fit"):
+        causal(right(4), right(3), [[1.0]], terms)
+
+
+def test_shards_of_another_protocol_are_named(
+    tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = {"name": "s", "suites": [str(suite_folder)], "terms": ["pilot-3"], "bos": "on"}
+    for bos in ("off", "on"):
+        (tmp_path / "s.yaml").write_text(json.dumps(study | {"bos": bos}))
+        assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert main(["analyse", str(tmp_path / "out")]) == 0
+    assert "8 shards of another study, protocol or schema" in capsys.readouterr().out
 
 
 def test_a_term_that_misses_a_checkpoint_is_left_out() -> None:

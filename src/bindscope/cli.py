@@ -51,7 +51,7 @@ def run(
             result = local.run(wanted, store, progress)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        outcome(store, result, html.write(store))
+        outcome(store, result, html.write(store), _answers(store))
     return 1 if result.errors else 0
 
 
@@ -200,6 +200,15 @@ def doctor() -> int:
     from bindscope.doctor import examine
 
     return 1 if findings(examine()) else 0
+
+
+def _answers(store: Store) -> Path | None:
+    """The folder with every claim's tables; None for a run that asks no recognition questions."""
+    from bindscope.stats.analysis import analyse, write
+
+    if store.read("recognition").empty:
+        return None
+    return Path(write(analyse(store), store)[0]).parent
 
 
 def _store(folder: Path, create: bool = True) -> Store:

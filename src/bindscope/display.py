@@ -130,7 +130,7 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def outcome(store: Store, result: Outcome, report: Path) -> None:
+def outcome(store: Store, result: Outcome, report: Path, answers: Path | None) -> None:
     """The table at the end of a run, what failed, and where to look."""
     from bindscope.stats.summary import by_checkpoint, excluded
 
@@ -173,6 +173,9 @@ def outcome(store: Store, result: Outcome, report: Path) -> None:
     _OUT.print(f"Checkpoints: {', '.join(counts)}.")
     for unit in failed:
         _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
+    if answers is not None:
+        shown = f"bindscope analyse {store.root}"
+        _OUT.print(f"Claims, published and controlled: {answers}/ ({shown} prints them)", markup=False, soft_wrap=True)
     _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
 
 

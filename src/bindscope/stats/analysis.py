@@ -12,6 +12,7 @@ from bindscope.stats.claims import across_runs, claims, emergence
 from bindscope.stats.compare import benjamini_hochberg
 from bindscope.stats.correlate import Undefined, spearman
 from bindscope.stats.observations import by_layer, observations
+from bindscope.stats.result import Result
 from bindscope.stats.result import table as as_table
 from bindscope.store import Store
 
@@ -56,10 +57,14 @@ def analyse(store: Store) -> Analysis:
     ]
     if gone := int(table["eb_star"].isna().sum()):
         notes.append(f"{gone} of {len(table)} rows have no span and are left out")
+    if others := store.strangers():
+        notes.append(f"{others} shards of another study, protocol or schema are in the folder and are not read")
     suites = {str(name): part for name, part in table.groupby("suite", sort=False)}
     frames, said, gates, when = [], [], [], []
+    per_run: dict[str, list[Result]] = {}
     for name, part in suites.items():
-        frame = _adjusted(as_table(claims(part)))
+        per_run[name] = claims(part)
+        frame = _adjusted(as_table(per_run[name]))
         frames.append(frame.assign(suite=name))
         said += [{"suite": name, "claim": claim, "text": text} for claim, text in sentences(frame).items()]
         gates.append({"suite": name} | gate(part))
@@ -67,8 +72,8 @@ def analyse(store: Store) -> Analysis:
             when.append(emergence(part[part["eb_star"].notna()]).assign(suite=name))
         except Undefined as error:
             notes.append(f"{name}: emergence is undefined, {error}")
-    together = _adjusted(as_table(across_runs(suites))).assign(suite="all runs")
-    notes += [f"over runs: {reason}" for reason in together["reason"].dropna()]
+    together = _adjusted(as_table(across_runs(suites, per_run))).assign(suite="all runs")
+    notes += [f"over runs: {reason}" for reason in together[together["value"].isna()]["reason"]]
     results = _stacked([*frames, together])
     order = ["suite", *[c for c in results if c != "suite"]]
     tables = results[order], pd.DataFrame(said), pd.DataFrame(gates), _stacked(when), by_layer(table)

@@ -7,12 +7,13 @@ rotations) unless a row says margin; the study's own behavior score also average
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from bindscope.stats.compare import binomial_p, wilson
 from bindscope.stats.correlate import (
@@ -23,10 +24,10 @@ from bindscope.stats.correlate import (
     spearman,
     spearman_of_means,
 )
-from bindscope.stats.emergence import crossings, paired_emergence
+from bindscope.stats.emergence import crossings, paired_emergence, turnbull
 from bindscope.stats.leadlag import lead_lag, surrogate_null, swap_test
 from bindscope.stats.observations import by_term
-from bindscope.stats.result import Reading, Result
+from bindscope.stats.result import Reading, Result, row
 from bindscope.stats.variance import components, cv, icc
 
 PAIRS = "question x checkpoint"
@@ -54,19 +55,6 @@ def _not_here(claim: str, name: str, quantity: str, reason: str) -> Iterator[Res
         yield Result(claim, quantity, reading, None, 0, "-", name, reason=reason)
 
 
-def _row(
-    claim: str, quantity: str, reading: Reading, unit: str, method: str, n: int, compute: Callable[[], dict[str, Any]]
-) -> Result:
-    """A result, or the reason why it is undefined."""
-    try:
-        found = compute()
-        if not np.isfinite(found["value"]):
-            raise Undefined(f"the statistic comes out as {found['value']}")
-    except Undefined as error:
-        return Result(claim, quantity, reading, None, n, unit, method, reason=str(error))
-    return Result(claim, quantity, reading, unit=unit, method=method, **({"n": n} | found))
-
-
 def windows(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """All checkpoints, the first half and the last half of them (the study: 0-3 and 4-7 of eight)."""
     count = int(table["t"].max()) + 1 if len(table) else 0
@@ -81,7 +69,7 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
     """C1-A (and C4-A, the same in its windows): does binding go with knowing?"""
     for name, part in windows(table).items():
         claim = "C1-A" if name == "all checkpoints" else "C4-A"
-        yield _row(
+        yield row(
             claim, f"rho(EB*, accuracy), {name}", "published", PAIRS, "Spearman, pairs taken as independent", len(part),
             partial(_published, part),
         )  # fmt: skip
@@ -89,16 +77,16 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
         yield from _clustered(claim, name, part, "position_excess", "margin")
     later = table[table["t"] > 0]
     yield from _clustered("C1-A", "without the first checkpoint", later, "eb_star", "accuracy")
-    yield _row(
+    yield row(
         "C1-A", "rho(EB*, accuracy), means of terms", "controlled", "term", "Spearman of term means", len(table),
         lambda: _plain(spearman_of_means(table["eb_star"], table["accuracy"], table["term"])),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "C1-A", "r(EB*, accuracy) within terms and checkpoints", "controlled", PAIRS, "repeated-measures r (Bland & "
         "Altman 1995) with checkpoints taken out; jackknife over terms", len(table),
         lambda: _repeated(table),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "C1-A", "slope of accuracy on EB*", "controlled", PAIRS, "mixed model: checkpoint fixed, term random; "
         "jackknife over terms", len(table),
         lambda: _mixed(table),
@@ -126,7 +114,7 @@ def _clustered(claim: str, name: str, part: pd.DataFrame, x: str, y: str) -> Ite
             return _interval(found)
 
         quantity = f"rho({labels[x]}, {y}), {name}{suffix}"
-        yield _row(claim, quantity, "controlled", PAIRS, f"Spearman, {how}", len(used), compute)
+        yield row(claim, quantity, "controlled", PAIRS, f"Spearman, {how}", len(used), compute)
 
 
 def _interval(found: Any) -> dict[str, Any]:
@@ -159,22 +147,38 @@ def series(table: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
 def precedence(table: pd.DataFrame) -> Iterator[Result]:
     """C1-B: does binding come before knowing?"""
     names, eb, known = series(table)
-    yield _row(
+    yield row(
         "C1-B", "share of terms that EB* leads", "published", "term", "cross-lagged r; binomial over terms, taken as "
         "independent; Wilson interval", len(names),
         lambda: _lead(eb, known),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "C1-B", "share of terms that EB* leads", "controlled", "term", "p from runs simulated with the same trends and "
         "noise in which nothing leads; the interval is that of the null", len(names),
         lambda: _surrogate(eb, known),
     )  # fmt: skip
+    for label, values in (("EB*", eb), ("accuracy", known)):
+        yield row(
+            "C1-B", f"median step at which {label} reaches half of its rise", "controlled", "term", "Turnbull's "
+            "estimate from interval-censored crossings; it lies between the two checkpoints given", len(names),
+            partial(_median, table, values),
+        )  # fmt: skip
     for share in THRESHOLDS:
-        yield _row(
+        yield row(
             "C1-B", f"terms bound surely before known less surely after, threshold {share:.2f}", "controlled", "term",
             "interval-censored first crossing of the share of the way from first to highest mean; sign test on decided",
             len(names), partial(_order, table, eb, known, share),
         )  # fmt: skip
+
+
+def _median(table: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
+    if len(values) == 0:
+        raise Undefined("no term has a value at every checkpoint")
+    (left,), (right,) = crossings(_steps(table), values, [thresholds(values, 0.5)])
+    found = turnbull(left, right)
+    if not np.isfinite(found.median_right):
+        raise Undefined("fewer than half of the terms reach the threshold")
+    return {"value": found.median_right, "low": found.median_left, "high": found.median_right, "n": found.n}
 
 
 def _lead(eb: np.ndarray, known: np.ndarray) -> dict[str, Any]:
@@ -239,23 +243,23 @@ def stability(table: pd.DataFrame) -> Iterator[Result]:
     last = table[table["t"] == table["t"].max()] if len(table) else table
     method = "one-way ICC(1): share of variance between terms"
     yield Result("C2", "ICC of EB* by term", "published", None, 0, "question", method, reason="not tested in the study")
-    yield _row(
+    yield row(
         "C2", "ICC of EB* by term", "controlled", "question", method, len(last),
         lambda: _interval(icc(last["eb_star"], last["term"])),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "C2", "ICC of excess by term", "controlled", "question", method, int(last["excess"].notna().sum()),
         lambda: _interval(icc(last["excess"].dropna(), last.loc[last["excess"].notna(), "term"])),
     )  # fmt: skip
     depth = len(last["eb_per_layer"].iloc[0]) if len(last) else 0
     for name, layers in (("early third", slice(0, depth // 3)), ("late two thirds", slice(depth // 3, depth))):
         values = [max(row[layers], default=np.nan) for row in last["eb_per_layer"].map(list)]
-        yield _row(
+        yield row(
             "C2", f"ICC of EB* by term, {name} of the layers", "controlled", "question", method, len(last),
             partial(_band, values, last["term"], depth),
         )  # fmt: skip
     for factor in ("term", "kind"):
-        yield _row(
+        yield row(
             "C2", f"share of the variance of EB* by {factor}", "controlled", "question", "crossed random effects of "
             "term and kind of question", len(last),
             partial(_share, last, factor),
@@ -278,11 +282,11 @@ def decoupling(table: pd.DataFrame) -> Iterator[Result]:
     names, eb, known = series(table)
     half = eb.shape[1] // 2 if eb.size else 0
     method = "per-term Spearman over early and late checkpoints; Wilson interval, terms taken as independent"
-    yield _row(
+    yield row(
         "C4-B", "share of terms that decouple", "published", "term", method, len(names),
         lambda: _decoupled(eb, known, half)[0],
     )  # fmt: skip
-    yield _row(
+    yield row(
         "C4-B", "the same share if halves had nothing to do with each other", "controlled", "term", "the rule on "
         "accuracy permuted within each half, 500 times; p: observed share against this chance", len(names),
         lambda: _decoupled(eb, known, half)[1],
@@ -324,19 +328,19 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def robustness(table: pd.DataFrame) -> Iterator[Result]:
     """How much EB* depends on the sentence, at the last checkpoint."""
     last = table[table["t"] == table["t"].max()] if len(table) else table
-    yield _row(
+    yield row(
         "robustness", "mean CV of EB* over the questions of a term", "published", "term", "standard deviation / mean",
         last["term"].nunique(), lambda: _cv(last),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "robustness", "rho(EB*, prompt length)", "published", "question", "Spearman, questions taken as independent",
         len(last), lambda: _plain(spearman(last["eb_star"], last["n_tokens"])),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "robustness", "rho(EB*, prompt length)", "controlled", "question", "Spearman, terms redrawn", len(last),
         lambda: _interval(clustered_spearman(last["eb_star"], last["n_tokens"], last["term"])),
     )  # fmt: skip
-    yield _row(
+    yield row(
         "robustness", "rho(EB*, tokens of the term)", "controlled", "question", "Spearman, terms redrawn; EB* of a "
         "previous-token head falls as 2/k", len(last),
         lambda: _interval(clustered_spearman(last["eb_star"], last["k"], last["term"])),
@@ -352,9 +356,13 @@ def _cv(last: pd.DataFrame) -> dict[str, Any]:
     return {"value": float(kept.mean()), "n": len(kept)}
 
 
-def across_runs(tables: dict[str, pd.DataFrame]) -> list[Result]:
-    """What only several training runs can carry: the swap test of C1-B, with the run as its unit."""
-    runs = [series(table)[1:] for table in tables.values()]
+def across_runs(tables: dict[str, pd.DataFrame], per_run: dict[str, list[Result]]) -> list[Result]:
+    """What only several training runs (seeds) can carry, with the run as the unit.
+
+    tables, per_run: suite -> its observations and its claims. The swap test of C1-B, and for every statistic the mean
+    over runs with the t interval of their spread.
+    """
+    runs = [series(table[table["eb_star"].notna()])[1:] for table in tables.values()]
     method = "labels EB* and accuracy swapped for whole runs; least p is 2 to the power of minus the runs"
 
     def compute() -> dict[str, Any]:
@@ -364,4 +372,18 @@ def across_runs(tables: dict[str, pd.DataFrame]) -> list[Result]:
         return {"value": found.value, "p": found.p, "n": found.runs, "clusters": found.runs, "cluster": "training run"}
 
     quantity = "share of terms that EB* leads less share that accuracy leads"
-    return [_row("C1-B", quantity, "controlled", "training run", method, len(runs), compute)]
+    swap = row("C1-B", quantity, "controlled", "training run", method, len(runs), compute)
+    values: dict[tuple[str, str, Reading], list[float]] = {}
+    for results in per_run.values():
+        for found in results:
+            if found.value is not None:
+                values.setdefault((found.claim, found.quantity, found.reading), []).append(found.value)
+    return [swap, *[_spread(*key, found) for key, found in values.items() if len(found) > 1]]
+
+
+def _spread(claim: str, quantity: str, reading: Reading, values: list[float]) -> Result:
+    n, mean, spread = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(student.ppf(0.975, n - 1)) * spread / np.sqrt(n)
+    method = f"mean over training runs, t interval; standard deviation between runs {spread:.3g}"
+    return Result(claim, quantity, reading, mean, n, "training run", method, mean - half, mean + half, clusters=n,
+                  cluster="training run")  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+
+from bindscope.stats.correlate import Undefined
 
 Reading = Literal["published", "controlled"]
 
@@ -33,6 +36,19 @@ class Result:
     clusters: int | None = None
     cluster: str | None = None
     reason: str | None = None
+
+
+def row(
+    claim: str, quantity: str, reading: Reading, unit: str, method: str, n: int, compute: Callable[[], dict[str, Any]]
+) -> Result:
+    """What `compute` gives as fields of a Result; without a value and with the reason where it raises Undefined."""
+    try:
+        found = compute()
+        if not np.isfinite(found["value"]):
+            raise Undefined(f"the statistic comes out as {found['value']}")
+    except Undefined as error:
+        return Result(claim, quantity, reading, None, n, unit, method, reason=str(error))
+    return Result(claim, quantity, reading, unit=unit, method=method, **({"n": n} | found))
 
 
 def table(results: Iterable[Result]) -> pd.DataFrame:
