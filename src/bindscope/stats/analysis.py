@@ -157,7 +157,7 @@ def _verdict(claim: str, rows: pd.DataFrame) -> str:
         )
     if claim == "C4-B" and pd.notna(row["value"]):
         return " The rule is met that often by chance alone."
-    if pd.isna(row["value"]) or pd.isna(row["low"]):
+    if claim == "C2" or pd.isna(row["value"]) or pd.isna(row["low"]):
         return ""
     if row["low"] > 0 or row["high"] < 0:
         return " The controlled interval leaves out zero."
