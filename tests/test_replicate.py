@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from transformers import PreTrainedTokenizerFast
 
 from bindscope.errors import RequestError
 from bindscope.replicate import Replication, replicate
-from bindscope.replicate.controlled import interval
 from bindscope.replicate.numbers import means, paper
 from bindscope.replicate.published import read, step_of
 from bindscope.replicate.show import show, to_csv, to_dict
@@ -549,43 +547,6 @@ def test_nothing_to_read_is_a_wrong_request(tmp_path: Path, make: Callable[[Path
     make(tmp_path / "data")
     with pytest.raises(RequestError, match=r"not a folder|no result file"):
         replicate(tmp_path / "data", None)
-
-
-def _frames() -> Iterator[tuple[pd.DataFrame, int]]:
-    rng = np.random.default_rng(1)
-    for terms in (2, 4, 6):
-        yield (
-            pd.DataFrame(
-                {"term": np.repeat(np.arange(terms), 20), "eb": rng.random(20 * terms), "score": rng.random(20 * terms)}
-            ),
-            terms,
-        )
-
-
-def test_interval_redraws_whole_terms() -> None:
-    for frame, _ in _frames():
-        low, high, lost = interval(frame)
-        assert low is not None
-        assert high is not None
-        assert low <= stats.spearmanr(frame["eb"], frame["score"]).statistic <= high
-        assert lost == 0
-    # Terms that are copies of each other tell nothing new: however they are redrawn, rho is the same.
-    one = frame[frame["term"] == 0]
-    copies = pd.concat([one.assign(term=i) for i in range(3)])
-    low, high, _ = interval(copies)
-    assert low == pytest.approx(high)
-
-
-def test_interval_of_three_terms_is_every_redraw() -> None:
-    rng = np.random.default_rng(3)
-    frame = pd.DataFrame({"term": np.repeat(list("abc"), 7), "eb": rng.random(21), "score": rng.integers(0, 4, 21)})
-    parts = [part for _, part in frame.groupby("term")]
-    redrawn = [pd.concat(chosen) for chosen in product(parts, repeat=3)]
-    rhos = [stats.spearmanr(one["eb"], one["score"]).statistic for one in redrawn]
-    assert len(rhos) == 27
-    low, high, lost = interval(frame)
-    assert (low, high) == pytest.approx(tuple(np.quantile(rhos, [0.025, 0.975])))
-    assert lost == 0
 
 
 def test_means_leave_out_what_is_not_there(tmp_path: Path) -> None:

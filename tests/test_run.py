@@ -245,7 +245,12 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     for step in range(20, 60, 10):
         shutil.copytree(folder / "checkpoint-10", folder / f"checkpoint-{step}")
     out, study = tmp_path / "out", _study(tmp_path, folder)
-    command = [sys.executable, "-m", "bindscope", "run", study, "--out", str(out)]
+    # A test runner in the background is started with SIGINT ignored, and its children inherit that.
+    listening = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from bindscope.cli import main; sys.exit(main(['run', {study!r}, '--out', {str(out)!r}]))"
+    )
+    command = [sys.executable, "-c", listening]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment())
     deadline = time.monotonic() + 120
     while len(_shards(out)) < len(MEASURES) and time.monotonic() < deadline:

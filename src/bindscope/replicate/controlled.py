@@ -7,20 +7,16 @@ at every checkpoint of one training run, and both quantities rise from step 0 on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Literal
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
 from bindscope.replicate.numbers import pairs, paper, spearman
 from bindscope.replicate.published import Published, step_of
+from bindscope.stats.correlate import Undefined, clustered_spearman
 from bindscope.stats.result import Result, table
 
 ALL = "all sizes"
-_DRAWS, _FEW = 1000, 4
 _SPEARMAN = "Spearman's rho"
 
 
@@ -93,10 +89,13 @@ def _clustered(name: str, part: pd.DataFrame, how: str = "", unit: str = "prompt
     if terms < 2:
         reason = "one term: there is nothing to redraw, so no interval"
         return _result(name, "controlled", plain.rho, plain.n, unit, method, clusters=terms, reason=reason)
-    low, high, lost = interval(part)
-    told = f"{lost:.0%} of the redrawn sets are constant and have no rho" if lost else None
-    return _result(name, "controlled", plain.rho, plain.n, unit, method,
-                   low=low, high=high, clusters=terms, reason=told)  # fmt: skip
+    try:
+        found = clustered_spearman(part["eb"], part["score"], part["term"])
+    except Undefined as error:
+        return _result(name, "controlled", plain.rho, plain.n, unit, method, clusters=terms, reason=str(error))
+    return _result(
+        name, "controlled", found.value, found.n, unit, method, low=found.low, high=found.high, clusters=found.clusters
+    )
 
 
 def _result(
@@ -115,38 +114,6 @@ def _result(
 ) -> Result:
     cluster = "term" if clusters is not None else None
     return Result("C1-A", name, reading, value, n, unit, method, low, high, p, clusters, cluster, reason)
-
-
-def interval(part: pd.DataFrame, seed: int = 0) -> tuple[float | None, float | None, float]:
-    """95% percentile interval of rho over redrawn terms, and the share of redrawn sets that have no rho.
-
-    Up to four terms, every possible redraw counts once (27 for three terms), so nothing is random.
-    """
-    groups = [group[["eb", "score"]].to_numpy(dtype=float) for _, group in part.groupby("term", sort=True)]
-    k = len(groups)
-    if k <= _FEW:
-        draws = np.array(list(product(range(k), repeat=k)))
-    else:
-        draws = np.random.default_rng(seed).integers(0, k, (_DRAWS, k))
-    seen: dict[tuple[int, ...], float] = {}
-    values = []
-    for draw in np.sort(draws, axis=1):
-        key = tuple(draw.tolist())
-        if key not in seen:
-            seen[key] = _rho(np.concatenate([groups[i] for i in key]))
-        values.append(seen[key])
-    finite = np.array(values)[np.isfinite(values)]
-    if not len(finite):
-        return None, None, 1.0
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high), 1 - len(finite) / len(values)
-
-
-def _rho(rows: NDArray[np.float64]) -> float:
-    x, y = scipy_stats.rankdata(rows, axis=0).T
-    x, y = x - x.mean(), y - y.mean()
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if size > 0 else np.nan
 
 
 def coupling_shows(frame: pd.DataFrame) -> str:

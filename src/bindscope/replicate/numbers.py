@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats as scipy_stats
 
 from bindscope.replicate.published import Published
+from bindscope.stats import correlate
+from bindscope.stats.compare import binomial_p
 
 FIGURE_COLUMNS = ["quantity", "name", "where", "published", "recomputed", "digits", "n", "verdict", "reason"]
 JOIN = ["set", "model", "size", "checkpoint", "step", "term", "task", "prompt_id", "prompt_template"]
@@ -54,11 +55,12 @@ def spearman(x: pd.Series, y: pd.Series) -> Rank:
     """Spearman's rank correlation; ties get their mean rank."""
     if len(x) < 3:
         return Rank(None, None, len(x), f"too few pairs: {len(x)}")
-    for name, series in (("EB*", x), ("the score", y)):
-        if series.nunique() < 2:
-            return Rank(None, None, len(x), f"{name} is constant ({series.iloc[0]:g} in all {len(x)} pairs)")
-    found = scipy_stats.spearmanr(x, y)
-    return Rank(float(found.statistic), float(found.pvalue), len(x))
+    try:
+        found = correlate.spearman(x, y)
+    except correlate.Undefined as error:
+        name = "EB*" if str(error).startswith("x") else "the score"
+        return Rank(None, None, len(x), str(error).replace(str(error)[0], name, 1).replace("values)", "pairs)"))
+    return Rank(found.rho, found.p, found.n)
 
 
 def pairs(data: Published) -> pd.DataFrame:
@@ -282,7 +284,7 @@ def _terms(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
             yield (f"{base} {span}: p", "all sizes"), Number(found.p, found.n, found.reason)
     for size, part in data.lead.dropna(subset=["r_lead", "r_lag"]).groupby("size"):
         leads, n = int((part["r_lead"] > part["r_lag"]).sum()), len(part)
-        p = float(scipy_stats.binomtest(leads, n, alternative="greater").pvalue)
+        p = binomial_p(leads, n)
         yield ("share of terms that EB* leads (%)", str(size)), Number(100 * leads / n, n)
         yield ("terms that EB* leads: binomial p", str(size)), Number(p, n)
     for size, part in data.decoupling.dropna(subset=["rho_late"]).groupby("size"):
