@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -77,7 +78,8 @@ def loading(what: str) -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):  # the GGUF reader draws a bar of its own, whatever the settings
+            yield
     except (BindscopeError, MemoryError):
         raise
     except Exception as error:  # transformers, safetensors and tokenizers raise many unrelated classes here
