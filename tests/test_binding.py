@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -32,7 +32,8 @@ def _band(A: NDArray[np.float64], width: int) -> NDArray[np.float32]:
     return P
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
+@example(2, 1, 108)
 @given(st.integers(2, 5), st.integers(0, 6), st.integers(0, 1000))
 def test_values_are_their_definitions(k: int, start: int, seed: int) -> None:
     A = _attention(3, 4, 12, seed)
@@ -50,8 +51,12 @@ def test_values_are_their_definitions(k: int, start: int, seed: int) -> None:
             )
             assert v.sink[layer, head] == pytest.approx(np.mean([a[i, 0] for i in s]), abs=1e-6)
             if start > 0:
+                least = min(1 - a[i, 0] for i, _ in pairs)
                 expected = np.mean([a[i, j] / (1 - a[i, 0]) for i, j in pairs])
-                assert v.bsi_sinkless[layer, head] == pytest.approx(expected, rel=1e-4)
+                if least > 1.01e-4:  # the band is float32, which knows 1 - A to 6e-8
+                    assert v.bsi_sinkless[layer, head] == pytest.approx(expected, rel=1e-5 + 2e-7 / least)
+                elif least < 0.99e-4:
+                    assert np.isnan(v.bsi_sinkless[layer, head])
             else:
                 assert np.isnan(v.bsi_sinkless).all()
     if k == 2:

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+#: Below this, 1 - A[s_i, 0] has no three digits left: float32 rounds A near 1 to 6e-8.
+_LEAST_REST = 1e-4
+
 Array = NDArray[np.float64]
 Band = NDArray[np.float32]
 
@@ -26,7 +29,8 @@ class HeadValues:
 
     bsi: mean over pairs i > j of A[s_i, s_j]. adjacent: mean over i > 1 of A[s_i, s_{i-1}]. first: A[s_k, s_1].
     mass: mean over i > 1 of sum_{j<i} A[s_i, s_j]. sink: mean over i of A[s_i, 0]. bsi_sinkless: mean over pairs of
-    A[s_i, s_j] / (1 - A[s_i, 0]), NaN where the span starts at position 0 or a row attends to nothing else.
+    A[s_i, s_j] / (1 - A[s_i, 0]), NaN where the span starts at position 0, or where position 0 takes all but
+    `_LEAST_REST` of a row: 1 - A is then rounding error in float32.
     """
 
     bsi: Array
@@ -45,7 +49,7 @@ def head_values(P: Band, start: int, k: int) -> HeadValues:
     sink = rows[:, :, :, 0]
     rest = np.stack([1 - sink[:, :, i] for i, _ in pairs], -1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        sinkless = np.where(rest > 0, weights / rest, np.nan).mean(-1)
+        sinkless = np.where(rest >= _LEAST_REST, weights / rest, np.nan).mean(-1)
     return HeadValues(
         bsi=weights.mean(-1),
         adjacent=rows[:, :, 1:, 1].mean(-1),

@@ -217,6 +217,7 @@ _COLUMNS = (
     "first_bsi",
     "sink_mass",
     "bsi_sinkless",
+    "sinkless_reason",
     "uniform_baseline",
     "null_n",
     "null_mean",
@@ -266,6 +267,7 @@ def _binding_row(
         float(v.first[layer, head]),
         float(v.sink[layer, head]),
         None if np.isnan(sinkless) else sinkless,
+        _no_sinkless(start) if np.isnan(sinkless) else None,
         b.uniform_baseline(start, k),
         null.n,
         null.mean,
@@ -287,6 +289,10 @@ def _binding_row(
         v.sink.ravel().tolist(),
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _no_sinkless(start: int) -> str:
+    return "the span starts at position 0" if start == 0 else "position 0 takes nearly all attention of a row"
 
 
 def _recognition(pairs: list[tuple[_Item, Reading]], unconditional: dict[str, float]) -> Measurement:
