@@ -64,7 +64,7 @@ def test_published_predictions_are_the_largest_score() -> None:
 def test_join_extends_the_prompt_or_is_an_error(words: PreTrainedTokenizerFast, choice: str) -> None:
     encoded = encode(words, "A screen reader is:", "on")
     try:
-        ids = continuation(words, encoded, choice, "on")
+        ids = continuation(words, encoded, choice)
     except PromptError as error:
         named = str(error)
         assume(repr(choice) not in named)
@@ -79,9 +79,9 @@ def test_a_merging_tokenizer_is_named() -> None:
     merging = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[U]")
     encoded = encode(merging, "in new", "off")
     with pytest.raises(PromptError, match=r"in new.*york"):
-        continuation(merging, encoded, "york", "off")
+        continuation(merging, encoded, "york")
 
 
 def test_a_prompt_that_ends_in_a_space_is_named(words: PreTrainedTokenizerFast) -> None:
     with pytest.raises(PromptError, match="white space"):
-        continuation(words, encode(words, "A screen reader is ", "off"), "software", "off")
+        continuation(words, encode(words, "A screen reader is ", "off"), "software")

@@ -89,14 +89,20 @@ class Store:
 
     def fault(self, ref: CheckpointRef, measure: str, key: str) -> str | None:
         """Why the shard cannot be used: None if it is there and whole, "" if it is absent, else what is wrong."""
+        shard = self._shard(ref, measure, key)
+        return shard if isinstance(shard, str) else None
+
+    def _shard(self, ref: CheckpointRef, measure: str, key: str) -> pa.Table | str:
+        """The whole, checked shard, or what `fault` says of it."""
         path = self.path(ref, measure, key)
         if not path.exists():
             return ""
         try:
-            found = _metadata(pq.read_table(path, page_checksum_verification=True))
+            table = pq.read_table(path, page_checksum_verification=True)
+            found = _metadata(table.schema)["key"]
         except _FAULTS as error:
             return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"
-        return None if found["key"] == key else f"{path} holds another result (key {found['key'][:16]}): measured again"
+        return table if found == key else f"{path} holds another result (key {found[:16]}): measured again"
 
     def write(self, ref: CheckpointRef, key: str, result: Measurement, provenance: Provenance) -> Path:
         """Write one shard atomically. Raises StoreError (full disk, no permission); nothing half-written remains."""
@@ -136,10 +142,10 @@ class Store:
             if unit.status != "done":
                 continue
             ref, key = unit.checkpoint, unit.keys[measure]
-            fault = self.fault(ref, measure, key)
-            if fault is not None:
-                raise StoreError(fault or f"{self.path(ref, measure, key)} is missing; run `bindscope run` again")
-            frame = pq.read_table(self.path(ref, measure, key)).to_pandas()
+            shard = self._shard(ref, measure, key)
+            if isinstance(shard, str):
+                raise StoreError(shard or f"{self.path(ref, measure, key)} is missing; run `bindscope run` again")
+            frame = shard.to_pandas()
             frame.insert(0, "step", ref.step)
             frame.insert(0, "revision", ref.revision or Path(ref.repo).name)
             frame.insert(0, "suite", ref.suite)
@@ -148,7 +154,7 @@ class Store:
 
     def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
         """How a shard came to be."""
-        return dict(_metadata(pq.read_table(self.path(ref, measure, key)))["provenance"])
+        return dict(_metadata(pq.read_schema(self.path(ref, measure, key)))["provenance"])
 
     def strangers(self) -> int:
         """Shards in the folder that the recorded run does not use (an older protocol, a longer study)."""
@@ -156,8 +162,8 @@ class Store:
         return len(set((self.root / "shards").rglob("*.parquet")) - mine)
 
 
-def _metadata(table: pa.Table) -> dict[str, Any]:
-    meta = json.loads((table.schema.metadata or {})[_META])
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    meta = json.loads((schema.metadata or {})[_META])
     if not isinstance(meta, dict):
         raise ValueError("no bindscope metadata")
     return meta

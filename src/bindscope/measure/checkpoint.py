@@ -66,7 +66,7 @@ def measure(
     neutral, special = _neutral_rows(loaded)
     texts = sorted({choice for prompt in prompts for choice in prompt.choices})
     premise = encode(loaded.tokenizer, protocol.premise, loaded.bos)
-    ids = {text: continuation(loaded.tokenizer, premise, text, loaded.bos) for text in texts}
+    ids = {text: continuation(loaded.tokenizer, premise, text) for text in texts}
     with hooked(loaded.model):
         readings = read(loaded.model, rows, packed=check.packed, progress=progress)
         quiet = read(loaded.model, neutral, packed=check.packed)
@@ -101,7 +101,7 @@ def measure(
 
 def _prepare(loaded: Loaded, prompt: Prompt) -> _Item:
     encoded = encode(loaded.tokenizer, prompt.text, loaded.bos)
-    choices = tuple(continuation(loaded.tokenizer, encoded, choice, loaded.bos) for choice in prompt.choices)
+    choices = tuple(continuation(loaded.tokenizer, encoded, choice) for choice in prompt.choices)
     rows = loaded.model.get_input_embeddings().num_embeddings
     if (top := max([*encoded.ids, *(i for c in choices for i in c)], default=0)) >= rows:
         raise ModelError(

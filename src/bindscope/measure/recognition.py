@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from bindscope.errors import PromptError
-from bindscope.records import Bos
-from bindscope.terms.spans import Encoded, special_prefix
+from bindscope.terms.spans import Encoded
 
 SCORES = ("per_token", "raw", "per_byte", "pmi")
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: str, bos: Bos) -> tuple[int, ...]:
+def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: str) -> tuple[int, ...]:
     """Ids of a choice after a prompt, a space between them.
 
     The ids of prompt + choice must extend those of the prompt, otherwise P(choice | prompt) is not a product over
@@ -32,10 +31,8 @@ def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: s
         raise PromptError(
             f"the prompt {encoded.text!r} ends in white space, and a space is put before each choice; remove it"
         )
-    joined = (
-        *special_prefix(tokenizer, bos),
-        *tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"],
-    )
+    tokens = tokenizer(f"{encoded.text} {choice}", add_special_tokens=False, verbose=False)["input_ids"]
+    joined = (*encoded.ids[: encoded.prefix], *tokens)
     n = len(encoded.ids)
     if joined[:n] != encoded.ids:
         raise PromptError(

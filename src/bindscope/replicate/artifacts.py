@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from bindscope.errors import PromptError
 from bindscope.replicate.checks import gold
 from bindscope.replicate.numbers import effects, gains, pairs, paper, spearman
 from bindscope.replicate.published import Published
+from bindscope.stats.compare import permutation_p
 from bindscope.terms.library import library
 from bindscope.terms.spans import Encoded, encode, locate
 
@@ -215,8 +215,7 @@ def _unit_ablation(data: Published) -> Iterator[list[Any]]:
         items = f"{abs(row['top_drop']) * n:.0f} of {n} items change; " if n else ""
         p, note = None, f"{items}the random trials are not stored one by one"
         if len(random):
-            b = int(np.sum(np.abs(row["baseline"] - random) >= abs(row["top_drop"]) - 1e-9))
-            p = (b + 1) / (len(random) + 1)
+            p = permutation_p(abs(row["top_drop"]), (row["baseline"] - random).abs())
             note = f"{items}with {len(random)} random sets p cannot be below {1 / (len(random) + 1):.2f}"
         name = f"{row['size']} {row['checkpoint']}: ablation {-100 * row['top_drop']:+.1f} pp"
         yield [name, n, p, None, n, 1, 1, note]

@@ -7,7 +7,7 @@ at every checkpoint of one training run, and both quantities rise from step 0 on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import replace
 
 import pandas as pd
 
@@ -52,8 +52,9 @@ def _sources(data: Published) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
 
 def _readings(part: pd.DataFrame, pooled: bool, wrong: pd.DataFrame | None) -> Iterator[Result]:
     plain = spearman(part["eb"], part["score"])
-    yield _result("all pairs", "published", plain.rho, plain.n, "prompt x checkpoint",
-                  f"{_SPEARMAN}; p as if the pairs were independent", p=plain.p, reason=plain.reason)  # fmt: skip
+    method = f"{_SPEARMAN}; p as if the pairs were independent"
+    yield Result("C1-A", "all pairs", "published", plain.rho, plain.n, "prompt x checkpoint", method, p=plain.p,
+                 reason=plain.reason)  # fmt: skip
     yield _clustered("all pairs", part)
     # Where step 0 is not there, the reading without it would repeat the one above.
     start = part["checkpoint"].map(step_of) == 0
@@ -84,36 +85,16 @@ def _clustered(name: str, part: pd.DataFrame, how: str = "", unit: str = "prompt
     plain = spearman(part["eb"], part["score"])
     terms = part["term"].nunique()
     method = f"{_SPEARMAN}{', ' + how if how else ''}; 95% bootstrap interval that redraws whole terms"
+    base = Result("C1-A", name, "controlled", plain.rho, plain.n, unit, method, clusters=terms, cluster="term")
     if plain.rho is None:
-        return _result(name, "controlled", None, plain.n, unit, method, clusters=terms, reason=plain.reason)
+        return replace(base, reason=plain.reason)
     if terms < 2:
-        reason = "one term: there is nothing to redraw, so no interval"
-        return _result(name, "controlled", plain.rho, plain.n, unit, method, clusters=terms, reason=reason)
+        return replace(base, reason="one term: there is nothing to redraw, so no interval")
     try:
         found = clustered_spearman(part["eb"], part["score"], part["term"])
     except Undefined as error:
-        return _result(name, "controlled", plain.rho, plain.n, unit, method, clusters=terms, reason=str(error))
-    return _result(
-        name, "controlled", found.value, found.n, unit, method, low=found.low, high=found.high, clusters=found.clusters
-    )
-
-
-def _result(
-    name: str,
-    reading: Literal["published", "controlled"],
-    value: float | None,
-    n: int,
-    unit: str,
-    method: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    p: float | None = None,
-    clusters: int | None = None,
-    reason: str | None = None,
-) -> Result:
-    cluster = "term" if clusters is not None else None
-    return Result("C1-A", name, reading, value, n, unit, method, low, high, p, clusters, cluster, reason)
+        return replace(base, reason=str(error))
+    return replace(base, low=found.low, high=found.high)
 
 
 def coupling_shows(frame: pd.DataFrame) -> str:

@@ -55,11 +55,10 @@ def spearman(x: pd.Series, y: pd.Series) -> Rank:
     """Spearman's rank correlation; ties get their mean rank."""
     if len(x) < 3:
         return Rank(None, None, len(x), f"too few pairs: {len(x)}")
-    try:
-        found = correlate.spearman(x, y)
-    except correlate.Undefined as error:
-        name = "EB*" if str(error).startswith("x") else "the score"
-        return Rank(None, None, len(x), str(error).replace(str(error)[0], name, 1).replace("values)", "pairs)"))
+    for name, series in (("EB*", x), ("the score", y)):
+        if series.nunique() < 2:
+            return Rank(None, None, len(x), f"{name} is constant ({series.iloc[0]:g} in all {len(x)} pairs)")
+    found = correlate.spearman(x, y)
     return Rank(found.rho, found.p, found.n)
 
 

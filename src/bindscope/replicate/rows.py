@@ -42,13 +42,16 @@ def _list(value: Any) -> Any:
 Maybe = Annotated[float | None, BeforeValidator(_blank)]
 
 
-class Binding(Row):
+class _OfPrompt(Row):
     model: str
     checkpoint: str
     term: str
     task: Task
     prompt_id: str
     prompt_template: str
+
+
+class Binding(_OfPrompt):
     eb_star: float
     eb_per_layer: list[float] = Field(min_length=1)
     best_layer: int
@@ -57,13 +60,7 @@ class Binding(Row):
     n_term_tokens: int
 
 
-class Behavior(Row):
-    model: str
-    checkpoint: str
-    term: str
-    task: Task
-    prompt_id: str
-    prompt_template: str
+class Behavior(_OfPrompt):
     score: Share = Field(validation_alias=AliasChoices("score", "behavioral_score"))
     is_correct: bool | None = None
     predicted_idx: int | None = None
