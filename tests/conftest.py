@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import models
-from bindscope.measure.checkpoint import neutral_text
+from bindscope.measure.prepare import neutral_text
 from bindscope.terms.library import library
 from bindscope.terms.prompts import build
 
@@ -37,9 +37,7 @@ def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerFast:
     """A small tokenizer trained on the library's prompts and the neutral text."""
-    return models.tokenizer(
-        [p.text for p in build(library().select("accessibility"), "cloze", False)] + [neutral_text()]
-    )
+    return models.tokenizer([p.text for p in build(library().select("accessibility"), "cloze")] + [neutral_text()])
 
 
 @pytest.fixture(scope="session")

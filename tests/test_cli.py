@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import bindscope
 import models
 from bindscope.cli import main
-from bindscope.quick import CARRIERS
+from bindscope.terms.prompts import frames
 from bindscope.terms.spans import encode, locate
 from conftest import shared
 
@@ -89,7 +89,7 @@ def test_measure_json_equals_the_definition(
     model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
     for item in found["terms"]:
         stars, maps = [], []
-        for carrier in CARRIERS:
+        for carrier in frames()["carriers"]:
             encoded = encode(words, carrier.format(term=item["term"]), "default")
             s = locate(encoded, item["term"]).tokens
             with torch.inference_mode():

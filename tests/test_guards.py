@@ -24,12 +24,13 @@ from bindscope.measure.selfcheck import self_check
 from bindscope.models.load import Loaded, load
 from bindscope.models.suites import from_folder, suite
 from bindscope.models.tokenizer import load_tokenizer
-from bindscope.quick import CARRIERS, look, resolve
+from bindscope.quick import look, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
 from bindscope.report import html
 from bindscope.store import Store
 from bindscope.terms.audit import audit
-from bindscope.terms.prompts import build, read_jsonl
+from bindscope.terms.jsonl import read_jsonl
+from bindscope.terms.prompts import build, frames
 from bindscope.terms.spans import encode
 
 
@@ -265,7 +266,7 @@ def test_measure_takes_any_word_and_any_case(tmp_path: Path, words: PreTrainedTo
         resolve([" "])
     loaded = load(CheckpointRef("m", str(models.save(tmp_path / "m", words))))
     (found,) = look(loaded, [Term("the same")])  # stands in one of the carrier sentences
-    assert found.prompts == len(CARRIERS) - 1
+    assert found.prompts == len(frames()["carriers"]) - 1
 
 
 def test_audit_looks_where_the_term_was_put(words: PreTrainedTokenizerFast) -> None:
@@ -302,7 +303,7 @@ def test_format_and_rotation_belong_to_the_prompt_file(
 ) -> None:
     row = {"term": "alt text", "task": "generation", "template": "An alt text is", "prompt_id": "g"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
-    assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl", rotate=True)) == 2
+    assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl", order="rotated")) == 2
     assert "leave them out" in capsys.readouterr().err
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
     page = (tmp_path / "out" / "report.html").read_text()

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import models
 from bindscope import study as studies
 from bindscope.cli import main
-from bindscope.measure.checkpoint import MEASURES
+from bindscope.measure.checkpoint import READ
 from bindscope.store import Store
-from bindscope.terms.prompts import read_jsonl
+from bindscope.terms.jsonl import read_jsonl
 from bindscope.terms.spans import encode, locate
 
 
@@ -53,7 +53,7 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
     study = _study(tmp_path, folder)
     assert _run(study, out) == 0
     first = _shards(out)
-    assert len(first) == len(MEASURES)
+    assert len(first) == len(READ)
     assert (out / "report.html").is_file()
     assert "Checkpoints: 1 measured." in capsys.readouterr().out
 
@@ -65,7 +65,7 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
     assert _run(study, out) == 0
     longer = _shards(out)
     assert {k: v for k, v in longer.items() if k in first} == first
-    assert len(longer) == 2 * len(MEASURES)
+    assert len(longer) == 2 * len(READ)
     assert "1 measured, 1 found in the store" in capsys.readouterr().out
     binding = Store(out).read("binding")
     assert binding.groupby("step").size().to_dict() == {0: 33, 10: 33}  # 3 terms x (5 questions + 6 openings)
@@ -153,7 +153,7 @@ def test_what_changes_a_number_measures_again(tmp_path: Path, folder: Path, chan
         path.write_text(path.read_text().replace('"use_parallel_residual": true', '"use_parallel_residual": false'))
     assert _run(_study(tmp_path, folder, **changes), out) == 0
     fresh = set(_shards(out)) - before
-    assert len(fresh) == (len(MEASURES) if change in ("weight", "config") else 2 * len(MEASURES))
+    assert len(fresh) == (len(READ) if change in ("weight", "config") else 2 * len(READ))
 
 
 def test_bad_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     command = [sys.executable, "-c", listening]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment())
     deadline = time.monotonic() + 120
-    while len(_shards(out)) < len(MEASURES) and time.monotonic() < deadline:
+    while len(_shards(out)) < len(READ) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -261,11 +261,11 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     assert err.strip().splitlines()[-1].startswith("bindscope: interrupted")
     assert "Traceback" not in err
     kept = _shards(out)
-    assert len(MEASURES) <= len(kept) < 6 * len(MEASURES)
+    assert len(READ) <= len(kept) < 6 * len(READ)
     assert _run(study, out) == 0
     after = _shards(out)
     assert {k: v for k, v in after.items() if k in kept} == kept
-    assert len(after) == 6 * len(MEASURES)
+    assert len(after) == 6 * len(READ)
 
 
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -> None:

@@ -48,7 +48,7 @@ def _key(**changes: object) -> str:
         {"prompts": [*PROMPTS, replace(PROMPTS[0], id="alt text/s")]},
         {"protocol": Protocol(bos="off")},
         {"protocol": Protocol(premise="Reply:")},
-        {"protocol": Protocol(rotate=False)},
+        {"protocol": Protocol(order="spread")},
     ],
     ids=str,
 )

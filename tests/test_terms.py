@@ -2,57 +2,108 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from bindscope.errors import PromptError, RequestError, UnknownName
-from bindscope.records import Prompt, Question
+from bindscope.records import Order, Prompt, Question, Term
+from bindscope.terms.jsonl import read_jsonl, write_jsonl
 from bindscope.terms.library import library, read
-from bindscope.terms.prompts import LETTERS, build, read_jsonl, write_jsonl
+from bindscope.terms.prompts import LETTERS, build
+from bindscope.terms.rubric import matches, rubric_score
 from bindscope.terms.spans import find
 from conftest import shared
 
-TERMS = library().select(["set-A", "set-B"])
-QUESTIONS = [(term, question) for term in TERMS for question in term.questions]
+DOMAINS = {"a11y": "accessibility", "programming": "programming-12", "medical": "medical-12", "legal": "legal-12"}
+TERMS = library().select("accessibility")
 KINDS = ["definition", "benefit", "implementation", "failure", "audit"]
+ASKED = [(domain, t) for domain, name in DOMAINS.items() for t in library().select(name)]
+_ids = [term.name for _, term in ASKED]
+
+
+def _questions(domain: str) -> list[tuple[Term, Question]]:
+    return [(term, question) for d, term in ASKED if d == domain for question in term.questions]
 
 
 def test_sets_have_the_terms_of_the_study() -> None:
-    sizes = {name: len(library().select(name)) for name in ("pilot-3", "set-A", "set-B")}
-    assert sizes == {"pilot-3": 3, "set-A": 9, "set-B": 9}
-    assert len(TERMS) == 11
+    names = ("pilot-3", "set-A", "set-B", "tier-123", "wave-2", "a11y-41", *DOMAINS.values(), "generic-20")
+    assert [len(library().select(name)) for name in names] == [3, 9, 9, 21, 12, 41, 43, 12, 12, 12, 20]
+    assert set(library().select(["set-B", "tier-123", "wave-2"])) == set(library().select("a11y-41"))
+    assert len(build(library().select("a11y-41"), order="given")) == 451
 
 
-@pytest.mark.parametrize("term", TERMS, ids=lambda t: t.name)
-def test_every_term_is_complete(term) -> None:  # type: ignore[no-untyped-def]
-    assert [q.kind for q in term.questions] == KINDS
-    assert [o.kind for o in term.openings] == [*KINDS, "tutorial"]
+@pytest.mark.parametrize(("domain", "term"), ASKED, ids=_ids)
+def test_every_term_is_complete(domain: str, term: Term) -> None:
+    kinds = [q.kind for q in ASKED[0][1].questions] if domain == "a11y" else [q.kind for _, q in _questions(domain)[:5]]
+    assert [q.kind for q in term.questions] == kinds
+    assert len(set(kinds)) == 5
+    assert [o.kind for o in term.openings][:5] == kinds
+    assert len({o.kind for o in term.openings}) == 6
     assert term.definition
     assert term.source
     texts = [q.stem for q in term.questions] + [o.text for o in term.openings]
+    assert len(set(texts)) == 11
+    shown = set()
     for text in texts:
-        assert find(text, term.name, term.aliases), f"{term.name!r} is not in {text!r}"
-    shown = {text[slice(*find(text, term.name, term.aliases)[0])] for text in texts}
+        (span,) = find(text, term.name, term.aliases)
+        shown.add(text[slice(*span)])
     assert len(shown) >= 2, f"{term.name}: only {shown}; inflected or recased forms are wanted"
 
 
-def test_answers_do_not_name_the_term() -> None:
-    for term, question in QUESTIONS:
-        content = set(term.name.split())
-        assert not content & set(question.answer.lower().replace(",", "").split()), (term.name, question.answer)
+@pytest.mark.parametrize(("domain", "term"), ASKED, ids=_ids)
+def test_rubrics_score_the_exemplar_and_not_the_prompt(domain: str, term: Term) -> None:
+    assert term.rubric is not None
+    assert len(term.rubric.keywords) >= 8
+    assert len(term.rubric.contradictions) >= 2
+    assert rubric_score(term.exemplar, term.rubric)[0] == 1.0
+    assert rubric_score(term.paraphrase, term.rubric)[1] == ()
+    for text in (term.name, *term.aliases, *[o.text for o in term.openings]):
+        assert rubric_score(text, term.rubric)[1:] == ((), ()), text
+    for phrase in term.rubric.contradictions:
+        assert not matches(phrase, term.rubric.keywords), phrase
+    for a, b in itertools.permutations(term.rubric.keywords, 2):
+        assert not matches(a, [b]), f"{a!r} holds {b!r}, so one phrase would count twice"
 
 
-def test_wrong_choices_are_answers_of_other_terms() -> None:
+def test_articles_are_right() -> None:
+    """ "an alert dialog", "an ARIA attribute", "a unit test": the sound decides, which only these words hide."""
+    vowel = re.compile(r"\b(a|an) ([A-Za-z]+)")
+    silent, spelled = (
+        {"hour", "honest", "html"},
+        {"user", "unit", "use", "uniform", "unique", "useful", "united", "european", "one", "universal"},
+    )
+    for _, term in ASKED:
+        for text in [*(q.stem for q in term.questions), *(q.answer for q in term.questions),
+                     *(o.text for o in term.openings), term.exemplar, term.paraphrase, term.definition]:  # fmt: skip
+            for article, word in vowel.findall(text):
+                w = word.lower()
+                sounds = (w[0] in "aeiou" or w in silent) and w not in spelled
+                assert (article == "an") == sounds, (term.name, text)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_answers_do_not_name_the_term(domain: str) -> None:
+    for term, question in _questions(domain):
+        content = {w for form in (term.name, *term.aliases) for w in form.split()}
+        assert not content & set(re.findall(r"\w+", question.answer.lower())), (term.name, question.answer)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_wrong_choices_are_answers_of_other_terms(domain: str) -> None:
     """Within a kind each answer is right once and wrong three times: no choice is likelier than another by itself."""
-    for kind in KINDS:
-        right = Counter(q.answer for _, q in QUESTIONS if q.kind == kind)
-        wrong = Counter(w for _, q in QUESTIONS if q.kind == kind for w in q.wrong)
+    for kind in {q.kind for _, q in _questions(domain)}:
+        right = Counter(q.answer for _, q in _questions(domain) if q.kind == kind)
+        wrong = Counter(w for _, q in _questions(domain) if q.kind == kind for w in q.wrong)
         assert set(right.values()) == {1}
         assert wrong == Counter(dict.fromkeys(right, 3))
 
@@ -62,38 +113,61 @@ def _interval(hits: int, n: int, chance: float) -> bool:
 
 
 @pytest.mark.parametrize("pick", [max, min], ids=["longest", "shortest"])
-def test_length_gives_nothing_away(pick) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_length_gives_nothing_away(domain: str, pick) -> None:  # type: ignore[no-untyped-def]
     hits = 0.0
-    for _, question in QUESTIONS:
+    for _, question in _questions(domain):
         lengths = [len(c) for c in (question.answer, *question.wrong)]
         if lengths[0] == pick(lengths):
             hits += 1 / lengths.count(lengths[0])  # among equals the guesser draws lots
-    assert _interval(round(hits), len(QUESTIONS), 0.25), hits
+    assert _interval(round(hits), len(_questions(domain)), 0.25), hits
 
 
-def test_choices_are_of_like_length() -> None:
-    for _, question in QUESTIONS:
+@pytest.mark.parametrize("order", ["rotated", "spread"])
+def test_the_first_place_gives_nothing_away(order: Order) -> None:
+    asked = [p for p in build(TERMS, "listed", order) if p.task == "recognition"]
+    assert _interval(sum(p.answer == 0 for p in asked), len(asked), 0.25)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_choices_are_of_like_length(domain: str) -> None:
+    for _, question in _questions(domain):
         lengths = [len(c) for c in (question.answer, *question.wrong)]
-        assert max(lengths) / min(lengths) < 1.5, question
+        assert max(lengths) / min(lengths) < 1.4, question
 
 
-def test_words_shared_with_the_term_give_nothing_away() -> None:
-    def overlap(term: str, choice: str) -> int:
-        return len(set(term.split()) & set(choice.lower().split()))
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_words_shared_with_the_term_give_nothing_away(domain: str) -> None:
+    for term, question in _questions(domain):
+        words = {w for form in (term.name, *term.aliases) for w in form.split()}
+        for choice in (question.answer, *question.wrong):
+            assert not words & set(re.findall(r"\w+", choice.lower())), (term.name, choice)
 
-    assert not any(overlap(term.name, q.answer) for term, q in QUESTIONS)
+
+@pytest.mark.parametrize("name", ["accessibility", "medical", "legal", "programming"])
+def test_terms_near_each_other_are_never_set_against_each_other(name: str) -> None:
+    path = resources.files("bindscope").joinpath(f"data/terms/{name}.yaml")
+    rows = {row["name"]: row for row in yaml.safe_load(path.read_text(encoding="utf-8"))["terms"]}
+    for row in rows.values():
+        for question in row["recognition"]:
+            assert not set(question["wrong_from"]) & set(row.get("near", []))
+        for other in row.get("near", []):
+            assert row["name"] in rows[other]["near"], f"{other} is near {row['name']}, but not the other way round"
 
 
-@pytest.mark.parametrize("rotate", [True, False])
-def test_gold_stands_equally_often_in_each_place(rotate: bool) -> None:
-    places = Counter(p.answer for p in build(TERMS, "listed", rotate) if p.task == "recognition")
+@pytest.mark.parametrize("order", ["rotated", "spread", "given"])
+def test_gold_stands_equally_often_in_each_place(order: Order) -> None:
+    places = Counter(p.answer for p in build(TERMS, "listed", order) if p.task == "recognition")
+    if order == "given":  # the published order: the answer first, as the file has it
+        assert set(places) == {0}
+        return
     assert set(places) == {0, 1, 2, 3}
-    assert max(places.values()) - min(places.values()) <= (0 if rotate else 1)
+    assert max(places.values()) - min(places.values()) <= (0 if order == "rotated" else 1)
 
 
 def test_prompts_are_distinct_and_well_formed() -> None:
-    prompts = build(TERMS, "listed", rotate=True)
-    assert len(prompts) == 11 * (5 * 4 + 6)
+    prompts = build(TERMS, "listed", "rotated")
+    assert len(prompts) == 43 * (5 * 4 + 6)
     assert len({p.id for p in prompts}) == len({p.text for p in prompts}) == len(prompts)
     for p in prompts:
         if p.task == "recognition":
@@ -105,7 +179,7 @@ def test_prompts_are_distinct_and_well_formed() -> None:
 def test_rotations_differ_only_behind_the_term() -> None:
     """Binding is measured on one rotation; that is sound only if the others agree up to the term."""
     groups: dict[tuple[str, str], list[Prompt]] = {}
-    for p in build(TERMS, "listed", rotate=True):
+    for p in build(TERMS, "listed", "rotated"):
         if p.task == "recognition":
             groups.setdefault((p.term, p.kind), []).append(p)
     for recognition in groups.values():
@@ -113,7 +187,7 @@ def test_rotations_differ_only_behind_the_term() -> None:
         ends = {p.text[: find(p.text, p.term, p.aliases)[0][1]] for p in recognition}
         assert len(ends) == 1
         assert {p.choices[p.answer] for p in recognition if p.answer is not None} == {
-            q.answer for t, q in QUESTIONS if t.name == recognition[0].term and q.kind == recognition[0].kind
+            q.answer for t, q in _questions("a11y") if t.name == recognition[0].term and q.kind == recognition[0].kind
         }
 
 
@@ -122,29 +196,51 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
         library().select("set-C")
 
 
-_HEAD = "name: x\nterms:\n  - {name: a b, definition: d, source: s"
+_HEAD = "name: x\nterms:\n  - {name: a b"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("terms: []", "name"),
-        ("name: x\nterms:\n  - {name: a b, definition: d}", "terms.0.source"),
-        (_HEAD + ", colour: red}", "terms.0.colour"),
-        (_HEAD + "}\nsets: {y: [c d]}", "'c d', which is not a term"),
+        ("terms: []", "1: name: Field required"),
+        ("name: x\nterms:\n  - {definition: d}", "3: terms.0.name"),
+        ("name: x\nterms:\n  - a b\n  - name: c d\n    colour: red", "5: terms.1.colour"),
+        (_HEAD + "}\nsets:\n  y: [c d]", "5: set 'y' names 'c d', which is not a term"),
         (_HEAD + ", recognition: [{kind: k, stem: t, answer: u}]}", "wrong"),
-        (_HEAD + ", recognition: [{kind: k, stem: t, answer: u, wrong_from: [c]}]}", "'c' has no answer"),
-        (_HEAD + ", recognition: [{kind: k, stem: t, answer: u, wrong: [u]}]}", "occurs twice"),
+        (_HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong_from: [c]}]}", "'c' has no answer"),
+        (_HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong: [u]}]}", "occurs twice"),
         ("name: [", "cannot read"),
+        ("name: x\nterms:\n  - a b\n  - a b", "4: the term 'a b' is defined twice"),
+        ("name: x\nname: y\nterms: [a b]", "2: the key 'name' occurs twice"),
+        ("name: x.yaml\nterms: [a b]", "1: name: the name of a term file is that of a set"),
+        (_HEAD + ", generation: [{kind: k, prompt: something else is}]}", "does not occur in 'something else is'"),
+        (_HEAD + ", exemplar: This one lacks it.}", "does not occur in 'This one lacks it.'"),
+        (_HEAD + ", written: b a}", "does not occur in 'b a'"),
+        (_HEAD + ", rubric: {keywords: [fox, Fox]}}", "keywords holds a phrase twice"),
+        (_HEAD + ", rubric: {keywords: []}}", "rubric.keywords"),
+        (_HEAD + ", rubric: {keywords: [fox]}, paraphrase: An a b is a FOX.}", "paraphrase holds the keyword 'fox'"),
+        ("name: x\nterms:\n  - {name: a b, aliases: [c d]}\n  - c d e", "alias 'c d' of 'a b' and 'c d e'"),
+        ("name: x\nterms:\n  - {name: a b, aliases: [w c d z]}\n  - c d", "alias 'w c d z' of 'a b' and 'c d'"),
+        ("name: x\nterms:\n  - scr\u0435en reader", "3: .*U.0435 CYRILLIC SMALL LETTER IE"),
+        ("name: x\nterms:\n  - screen\u200b reader", "3: .*invisible character U.200B"),
+        ("name: x\nterms: &a [*a]", "2: terms.0"),
     ],
 )
 def test_bad_term_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "terms.yaml"
     path.write_text(text)
-    with pytest.raises(RequestError, match=message.replace("[", r"\[")) as caught:
+    with pytest.raises(RequestError, match=message) as caught:
         read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_names_alone_and_texts_in_other_scripts_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "terms.yaml"
+    path.write_text(
+        "name: mine\nterms: [\u043f\u0440\u043e\u0433\u0440\u0430\u043c\u043c\u0430 \u044d\u043a\u0440\u0430\u043d\u0430, \u30b9\u30af\u30ea\u30fc\u30f3 \u8aad\u307f, na\u00efve guess]"
+    )
+    assert len(read(path).select("mine")) == 3
 
 
 _text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
@@ -183,7 +279,7 @@ def test_jsonl_gives_prompts_back(tmp_path_factory: pytest.TempPathFactory, rows
 
 
 def test_library_prompts_round_trip(tmp_path: Path) -> None:
-    prompts = build(TERMS, "listed", rotate=True)
+    prompts = build(TERMS, "listed", "rotated")
     write_jsonl(prompts, tmp_path / "p.jsonl")
     assert read_jsonl(tmp_path / "p.jsonl") == prompts
 

@@ -78,7 +78,7 @@ def test_prompts_were_not_in_the_training_text(monkeypatch: pytest.MonkeyPatch) 
     text = " ".join(document for document, _ in zip(corpus.corpus(5000, 20), range(5000), strict=False)).lower()
     assert "screen reader" in text
     for form in ("listed", "cloze"):
-        for prompt in build(library().select(["set-A", "set-B"]), form, rotate=False):
+        for prompt in build(library().select("accessibility"), form, "spread"):
             assert prompt.text.lower() not in text
     del sys.modules["corpus"]
 

@@ -104,31 +104,38 @@ def measure(
 def audit(
     models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
     terms: Annotated[
-        list[str] | None, typer.Option(help="Term set or term; repeat for several. All if left out.")
+        list[str] | None, typer.Option(help="Term set or term; repeat for several. a11y-41 if left out.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
 ) -> None:
-    """How tokenizers cut each term, alone and in a sentence, and whether it can be measured."""
+    """How tokenizers cut each term, whether it can be measured, and which control groups match it in tokens."""
     import pandas as pd
 
-    from bindscope.display import audit_table
+    from bindscope.display import audit_table, group_table
     from bindscope.models.tokenizer import tokenizer
     from bindscope.quick import resolve
     from bindscope.terms.audit import audit as audit_terms
-    from bindscope.terms.library import library
+    from bindscope.terms.audit import by_k, unmatched
+    from bindscope.terms.library import control_groups, library
 
-    wanted = resolve(terms or list(library().terms))
-    table = pd.concat([audit_terms(tokenizer(name), name, wanted) for name in models], ignore_index=True)
+    wanted = resolve(terms or ["a11y-41"])
+    named = "terms" if terms else "a11y-41"
+    groups = {named: wanted} | {g: library().select(g) for g in control_groups() if g not in (terms or ())}
+    loaded = {name: tokenizer(name) for name in models}
+    table = pd.concat([audit_terms(words, name, wanted) for name, words in loaded.items()], ignore_index=True)
     if out is None:
         audit_table(table)
-        return
-    lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
-    table[lists] = table[lists].map(lambda value: json.dumps(value, ensure_ascii=False))
-    try:
-        table.to_csv(out, index=False)
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
-    print(f"{len(table)} rows in {out}")
+    else:
+        lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
+        table[lists] = table[lists].map(lambda value: json.dumps(value, ensure_ascii=False))
+        try:
+            table.to_csv(out, index=False)
+        except OSError as error:
+            raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
+        print(f"{len(table)} rows in {out}")
+    for name, words in loaded.items():
+        counts = by_k(words, groups)
+        group_table(name, counts, unmatched(counts))
 
 
 @app.command()

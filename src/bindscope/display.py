@@ -54,18 +54,18 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def begin(self, units: int, prompts: int) -> None:
-        self._total = prompts
+    def begin(self, units: int) -> None:
         self._units = self._bars.add_task("checkpoints", total=units)
-        self._prompts = self._bars.add_task("prompts", total=prompts)
+        self._steps = self._bars.add_task("prompts", total=None)
         self._count, self._done = units, 0
 
-    def unit(self, ref: CheckpointRef, stored: bool) -> None:
-        self._stored = stored
-        self._bars.reset(self._prompts, total=self._total, description=escape(f"{ref.suite}, {ref.label}")[:24])
+    def unit(self, ref: CheckpointRef, steps: int) -> None:
+        """steps: prompts to measure and texts to write; 0 where everything is in the store."""
+        self._stored = steps == 0
+        self._bars.reset(self._steps, total=steps, description=escape(f"{ref.suite}, {ref.label}")[:24])
 
-    def prompts(self, done: int) -> None:
-        self._bars.advance(self._prompts, done)
+    def progress(self, done: int) -> None:
+        self._bars.advance(self._steps, done)
 
     def end(self, ref: CheckpointRef, reason: str | None) -> None:
         self._done += 1
@@ -130,28 +130,32 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+_SHOWN = {"eb_star": "EB*", "null": "null", "excess": "excess", "accuracy": "accuracy", "margin": "margin"}
+
+
 def outcome(store: Store, result: Outcome, report: Path, answers: Path | None) -> None:
     """The table at the end of a run, what failed, and where to look."""
+    from bindscope.stats.observations import studied
     from bindscope.stats.summary import by_checkpoint, excluded
 
-    binding, recognition = store.read("binding"), store.read("recognition")
-    summary = by_checkpoint(binding, recognition)
+    binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
+    summary = by_checkpoint(binding, recognition, generation)
+    binding = studied(binding)
+    columns = _SHOWN if generation.empty else {**_SHOWN, "generation": "generation"}
     for suite, part in summary.groupby("suite", sort=False):
         table = Table(title=escape(str(suite)), box=box.SIMPLE_HEAD, title_justify="left")
-        for name in ("step", "EB*", "null", "excess", "accuracy", "margin"):
+        for name in ("step", *columns.values()):
             table.add_column(name, justify="right")
         for row in part.to_dict("records"):
             step = str(row["revision"]) if pd.isna(row["step"]) else f"{int(row['step']):,}"
-            table.add_row(
-                escape(step), *[_number(row.get(c)) for c in ("eb_star", "null", "excess", "accuracy", "margin")]
-            )
+            table.add_row(escape(step), *[_number(row.get(column)) for column in columns])
         _OUT.print(table)
     measured = binding[binding["eb_star"].notna()]
     terms, prompts = measured["term"].nunique(), measured["prompt"].nunique()
+    score = "" if generation.empty else "; generation: rubric score, 0 to 1"
     _OUT.print(
-        f"Means over {_count(prompts, 'prompt')} of {_count(terms, 'term')}. null: windows of as many tokens "
-        "elsewhere in the prompts; "
-        "excess: EB* minus null; margin: nats per token."
+        f"Means over {_count(prompts, 'prompt')} of {_count(terms, 'term')}. null: windows of as many tokens elsewhere "
+        f"in the prompts; excess: EB* minus null; margin: nats per token{score}."
     )
     if (summary["excess_n"] < summary["eb_star_n"]).any():
         few = measured.loc[measured["excess"].isna(), "prompt"].nunique()
@@ -230,6 +234,20 @@ def audit_table(table: pd.DataFrame) -> None:
                 shown.add_row("  alone", *_pieces(row, "bare"), "")
         _OUT.print(shown)
     _OUT.print("k: tokens of the term inside a sentence, which is what is measured; \u00b7 is a space.")
+
+
+def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
+    """Expressions by group and k, and which comparisons have no match."""
+    table = Table(title=f"{escape(name)}: expressions by tokens (k)", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("group")
+    for k in counts.columns:
+        table.add_column(f"k={k}", justify="right")
+    for group, row in counts.iterrows():
+        table.add_row(escape(str(group)), *[str(n) if n else "-" for n in row])
+    _OUT.print(table)
+    _OUT.print("Groups are compared at equal k only: EB* falls with k by itself.")
+    for text in warnings:
+        _OUT.print(f"Warning: {text}", markup=False, soft_wrap=True)
 
 
 def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:

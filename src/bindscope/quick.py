@@ -16,17 +16,8 @@ from bindscope.measure.checkpoint import measure
 from bindscope.models.load import Loaded
 from bindscope.records import Prompt, Protocol, Term
 from bindscope.terms.library import library
-from bindscope.terms.spans import encode, find, locate
-
-#: Sentences that can carry any term, with the term away from the start and text on both sides of it.
-CARRIERS = (
-    "In this short text, the words {term} are used several times, and each time they mean the same.",
-    "We talked for an hour about {term} before anybody asked what that was supposed to be good for.",
-    "The second chapter of the book explains {term} with two examples and a drawing on the last page.",
-    "Somebody had written {term} on the board, and the whole class copied it down without a question.",
-    "If you have never heard of {term} until today, the glossary at the end of this guide will help.",
-    "Her notes from the meeting mention {term} twice, once near the top and once in the last line.",
-)
+from bindscope.terms.prompts import carriers
+from bindscope.terms.spans import encode, locate
 
 
 @dataclass(frozen=True)
@@ -100,21 +91,15 @@ def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: 
     """
     if text is not None and not text.strip():
         raise PromptError("the prompt is empty; give a text that holds the term")
-    prompts = [
-        Prompt(f"{t.name}/carrier/{i}", t.name, carrier.format(term=t.name), "generation", t.aliases)
-        for t in terms
-        for i, carrier in enumerate(CARRIERS)
-        if not find(carrier.format(term=""), t.name, t.aliases)  # a sentence that holds the term by itself
-    ]
+    prompts = list(carriers(terms, "carriers"))
     if text is not None:
         for term in terms:
             _present(loaded, term, text)
-        prompts += [Prompt(f"{t.name}/text", t.name, text, "generation", t.aliases) for t in terms]
+        prompts += [Prompt(f"{t.name}/text", t.name, text, "carrier", t.aliases) for t in terms]
     results, _ = measure(loaded, prompts, Protocol(bos=loaded.bos))
     tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
     rows, pts = tables["binding"], tables["heads"]["previous_token_score"].to_numpy()
-    carried = {f"{t.name}/carrier/{i}" for t in terms for i in range(len(CARRIERS))}
-    wanted = rows[rows["prompt"].isin(carried) == (text is None)]
+    wanted = rows[rows["prompt"].isin({f"{t.name}/text" for t in terms}) == (text is not None)]
     return [_look(loaded, term, wanted[wanted["term"] == term.name], pts, heads) for term in terms]
 
 

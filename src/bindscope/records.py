@@ -12,10 +12,15 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
 
 #: Part of every result's key: raised whenever the meaning of a stored column changes.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Task = Literal["recognition", "generation"]
+Task = Literal["recognition", "generation", "carrier"]
 Format = Literal["listed", "cloze"]
+#: Where gold stands among listed options: once in each place, at a place that moves on from question to question, or
+#: as the source gives it (term files give the answer first).
+Order = Literal["rotated", "spread", "given"]
+#: What stands in front of a generation prompt: nothing, the term's exemplar, its paraphrase, another term's exemplar.
+Shot = Literal["zero", "exemplar", "paraphrase", "mismatched"]
 Bos = Literal["default", "on", "off"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -40,15 +45,36 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Rubric:
+    """How a generated answer is scored: phrases that a right one holds, and phrases that only a wrong one holds."""
+
+    keywords: tuple[str, ...]
+    contradictions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Term:
-    """A multi-token expression, with the prompts that ask about it."""
+    """A multi-token expression, with the prompts that ask about it.
+
+    written: its form inside a sentence ("ARIA attribute"), the name itself where not given. exemplar: a sentence that
+    explains the term in words of its rubric; paraphrase: the same without any keyword of the rubric.
+    """
 
     name: str
+    written: str = ""
     aliases: tuple[str, ...] = ()
     definition: str = ""
     source: str = ""
     questions: tuple[Question, ...] = ()
     openings: tuple[Opening, ...] = ()
+    rubric: Rubric | None = None
+    exemplar: str = ""
+    paraphrase: str = ""
+
+    @property
+    def surface(self) -> str:
+        """The term as it is written inside a sentence."""
+        return self.written or self.name
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,9 @@ class Prompt:
     """One text fed to a model. For recognition, `choices` continue it and `answer` is the index of gold.
 
     `id` is unique in a run and begins with the term. `rotation` 0 is the one whose binding is measured: in other
-    rotations only text after the first occurrence of the term differs, which causal attention cannot see.
+    rotations only text after the first occurrence of the term differs, which causal attention cannot see. A carrier
+    is a sentence that any expression fits; `group` is "real" or the control group of its expression. `shot` says what
+    stands in front of a generation prompt, `exemplar` is that sentence, `exemplar_term` whose it is.
     """
 
     id: str
@@ -70,6 +98,16 @@ class Prompt:
     max_tokens: int | None = None
     format: Format | None = None
     rotation: int = 0
+    rubric: Rubric | None = None
+    group: str = "real"
+    shot: Shot = "zero"
+    exemplar: str = ""
+    exemplar_term: str = ""
+
+    @property
+    def binds(self) -> bool:
+        """Whether binding is measured on it: once per question, and never behind an exemplar."""
+        return self.rotation == 0 and self.shot == "zero"
 
 
 @dataclass(frozen=True)
@@ -124,11 +162,11 @@ class Identity:
 class Protocol:
     """Every choice that changes a number. Part of the key of each result.
 
-    format and rotate are None where the prompts come from a file, which has its own.
+    format and order are None where the prompts come from a file, which has its own.
     """
 
     format: Format | None = "listed"
-    rotate: bool | None = True
+    order: Order | None = "rotated"
     bos: Bos = "default"
     premise: str = "Answer:"
     min_null: int = 30

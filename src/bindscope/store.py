@@ -133,13 +133,14 @@ class Store:
             raise StoreError(f"cannot read {path}: {error}; run `bindscope run` with this folder again") from error
 
     def read(self, measure: str) -> pd.DataFrame:
-        """All rows of one measure over the run's finished units, with the columns suite, revision and step in front.
+        """All rows of one table over the run's finished units, with the columns suite, revision and step in front;
+        empty for a table that the study did not ask for.
 
         Raises StoreError for a shard that is missing or damaged.
         """
         frames = []
         for unit in self.read_run().units:
-            if unit.status != "done":
+            if unit.status != "done" or measure not in unit.keys:
                 continue
             ref, key = unit.checkpoint, unit.keys[measure]
             shard = self._shard(ref, measure, key)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
-from bindscope.records import Bos, Dtype, Format, Prompt, Protocol, Term
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build, read_jsonl
+from bindscope.records import Bos, Dtype, Format, Order, Prompt, Protocol, Term
+from bindscope.terms.jsonl import read_jsonl
+from bindscope.terms.library import Library, control_groups, library, read
+from bindscope.terms.prompts import build, carriers, check_unique, few_shot
+from bindscope.terms.yamlfile import Source
+
+Measure = Literal["binding", "recognition", "generation", "few_shot", "variability"]
 
 
 class Study(BaseModel):
     """A study file, checked.
 
-    suites: catalogue names, local folders or hub ids. terms: sets or single terms of the library; or prompts: a JSONL
-    file in the published format. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
+    suites: catalogue names, local folders or hub ids. terms: sets or single terms of the library, or YAML files of
+    terms; or prompts: a JSONL file in the published format. measures: binding and recognition always; generation,
+    few_shot and variability on request. controls: control groups (sets of expressions; "all" for the ten that ship),
+    measured in the same carrier sentences as the terms. frames: the list of carrier sentences. protocol: "controlled"
+    rotates the options of a question; "published" asks each question once, with the answer in the place that the file
+    gives it. format, order: override the protocol's. bos: None takes each suite's own. dtype: "auto", "float32",
+    "bfloat16", "float16".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,46 +38,111 @@ class Study(BaseModel):
     suites: tuple[str, ...] = Field(min_length=1)
     terms: tuple[str, ...] = ()
     prompts: Path | None = None
+    measures: tuple[Measure, ...] = ("binding", "recognition")
+    controls: tuple[str, ...] = ()
+    frames: str | None = None
+    protocol: Literal["controlled", "published"] = "controlled"
     format: Format = "listed"
-    rotate: bool = True
+    order: Order | None = None
     bos: Bos | None = None
     dtype: Dtype = "auto"
 
     @field_validator("bos", mode="before")
     @classmethod
     def _yaml_on(cls, value: Any) -> Any:
-        return (
-            {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-        )  # YAML reads on as true
+        """YAML reads on and off as true and false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
-    @field_validator("suites", "terms", mode="before")
+    @field_validator("suites", "terms", "measures", "controls", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("measures")
+    @classmethod
+    def _implied(cls, value: tuple[Measure, ...]) -> tuple[Measure, ...]:
+        """Few-shot gains and spreads are over the plain answers."""
+        base: tuple[Measure, ...] = ("binding", "recognition")
+        if {"few_shot", "variability"} & set(value):
+            base = (*base, "generation")
+        return tuple(dict.fromkeys((*base, *value)))
+
+    @field_validator("controls")
+    @classmethod
+    def _all(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for v in value for name in (control_groups() if v == "all" else (v,))))
 
     @model_validator(mode="after")
     def _one_source(self) -> Study:
         if bool(self.terms) == bool(self.prompts):
             raise ValueError("give either `terms` or `prompts`")
-        if self.prompts and self.model_fields_set & {"format", "rotate"}:
-            raise ValueError("`format` and `rotate` are those of the prompt file; leave them out beside `prompts`")
+        asked = self.model_fields_set & {"format", "order", "protocol", "controls", "frames"}
+        if self.prompts and asked:
+            raise ValueError(f"a prompt file has its own {', '.join(sorted(asked))}; leave it out beside `prompts`")
         return self
 
+    def library(self) -> Library:
+        """The shipped library, joined by the term files that the study names."""
+        whole = library()
+        for name in self.terms:
+            if name.endswith((".yaml", ".yml")):
+                whole = whole.joined(read(Path(name)))
+        return whole
+
     def selected(self) -> tuple[Term, ...]:
-        """The library's terms that the study names."""
-        return library().select(self.terms)
+        """The terms that the study names."""
+        whole, found = self.library(), dict[str, Term]()
+        for name in self.terms:
+            part = read(Path(name)).terms.values() if name.endswith((".yaml", ".yml")) else whole.select(name)
+            found |= {term.name: term for term in part}
+        return tuple(found.values())
 
     def build_prompts(self) -> tuple[Prompt, ...]:
-        """Its prompts, from the library or from its file."""
-        if self.prompts is not None:
-            return read_jsonl(self.prompts)
-        return build(self.selected(), self.format, self.rotate)
+        """Its prompts, from terms or from its file.
 
-    def protocol(self, bos: Bos) -> Protocol:
+        Raises RequestError where generation is asked for and a term has no rubric, or there is nothing to generate.
+        """
+        prompts = tuple(self._prompts())
+        check_unique(prompts)
+        if "generation" in self.measures:
+            openings = [p for p in prompts if p.task == "generation"]
+            if not openings:
+                raise RequestError("generation is asked for, but no term has a generation prompt; leave it out")
+            if bare := next((p for p in openings if p.rubric is None), None):
+                raise RequestError(
+                    f"generation is asked for, but the term {bare.term!r} has no rubric, so its answers cannot be "
+                    "scored; add `rubric` with keywords, or leave generation out of `measures`"
+                )
+        return prompts
+
+    def _prompts(self) -> Iterator[Prompt]:
+        if self.prompts is not None:
+            yield from read_jsonl(self.prompts)
+            return
+        terms = self.selected()
+        yield from build(terms, self.format, self._order())
+        if "few_shot" in self.measures:
+            yield from few_shot(terms)
+        frames = self.frames or ("carriers" if self.controls else None)
+        if frames is None:
+            return
+        yield from carriers(terms, frames)
+        taken = {term.name: "terms" for term in terms}
+        for group in self.controls:
+            members = self.library().select(group)
+            for term in members:
+                if taken.setdefault(term.name, group) != group:
+                    raise RequestError(f"{term.name!r} is in {taken[term.name]} and in the control group {group!r}")
+            yield from carriers(members, frames, group)
+
+    def _order(self) -> Order:
+        return self.order or ("given" if self.protocol == "published" else "rotated")
+
+    def protocol_of(self, bos: Bos) -> Protocol:
         """The choices that change numbers, for a suite whose own BOS choice is `bos`."""
         if self.prompts is not None:
-            return Protocol(format=None, rotate=None, bos=self.bos or bos)
-        return Protocol(format=self.format, rotate=self.rotate, bos=self.bos or bos)
+            return Protocol(format=None, order=None, bos=self.bos or bos)
+        return Protocol(format=self.format, order=self._order(), bos=self.bos or bos)
 
 
 def names() -> list[str]:
@@ -78,38 +152,19 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Study:
-    """A built-in study by name, or a YAML file by path. Raises UnknownName, or RequestError naming the entry."""
+    """A built-in study by name, or a YAML file by path. Raises UnknownName, or RequestError naming file and line."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read the study file {path}: {error}") from error
-        return _parse(text, str(path), path.parent)
+        return _beside(Source(path).parse(Study), path.parent)
     if name not in names():
         raise UnknownName("study", name, names(), "(or give the path of a .yaml file)")
-    text = resources.files("bindscope").joinpath(f"data/studies/{name}.yaml").read_text(encoding="utf-8")
-    return _parse(text, name, Path())
+    with resources.as_file(resources.files("bindscope").joinpath(f"data/studies/{name}.yaml")) as shipped:
+        return Source(shipped).parse(Study)
 
 
-def _parse(text: str, where: str, base: Path) -> Study:
-    try:
-        raw: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        study = Study.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RequestError(
-            f"{where}: {place + ': ' if place else ''}{first['msg']}{_seen(first.get('input'))}"
-        ) from error
-    # Paths are the study file's: both kinds are looked for beside it.
+def _beside(study: Study, base: Path) -> Study:
+    """Paths are the study file's: suites, term files and prompt files are looked for beside it."""
     suites = tuple(str(base / name) if (base / name).exists() else name for name in study.suites)
+    terms = tuple(str(base / name) if name.endswith((".yaml", ".yml")) else name for name in study.terms)
     prompts = None if study.prompts is None else base / study.prompts
-    return study.model_copy(update={"suites": suites, "prompts": prompts})
-
-
-def _seen(value: Any) -> str:
-    return f", got {value!r}" if isinstance(value, str | int | float | bool) else ""
+    return study.model_copy(update={"suites": suites, "terms": terms, "prompts": prompts})

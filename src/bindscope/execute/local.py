@@ -14,7 +14,7 @@ from typing import Protocol as Interface
 
 from bindscope.errors import BindscopeError, RequestError, StoreError
 from bindscope.measure.attention import NAME
-from bindscope.measure.checkpoint import MEASURES, measure
+from bindscope.measure.checkpoint import measure, steps, tables, used
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.files import Sources, identify
 from bindscope.models.load import Loaded, load, pick_device, pick_dtype
@@ -27,9 +27,9 @@ from bindscope.study import Study
 class Watcher(Interface):
     """Told what happens, for a progress display."""
 
-    def begin(self, units: int, prompts: int) -> None: ...
-    def unit(self, ref: CheckpointRef, stored: bool) -> None: ...
-    def prompts(self, done: int) -> None: ...
+    def begin(self, units: int) -> None: ...
+    def unit(self, ref: CheckpointRef, steps: int) -> None: ...
+    def progress(self, done: int) -> None: ...
     def end(self, ref: CheckpointRef, reason: str | None) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -54,7 +54,7 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
     units = [Unit(ref, "pending", {}) for ref, _ in plan]
     errors: list[BindscopeError] = []
     measured = 0
-    watcher.begin(len(plan), len(prompts))
+    watcher.begin(len(plan))
     _record(store, study, units)
     for i, (ref, protocol) in enumerate(plan):
         try:
@@ -62,13 +62,13 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
             for note in sources.notes:
                 watcher.note(note)
             keys = _keys(study, sources, prompts, protocol)
-            faults = [store.fault(ref, name, key) for name, key in keys.items()]
-            for fault in filter(None, faults):
+            faults = {name: store.fault(ref, name, key) for name, key in keys.items()}
+            for fault in filter(None, faults.values()):
                 watcher.note(fault)
-            stored = all(fault is None for fault in faults)
-            watcher.unit(ref, stored)
-            if not stored:
-                _measure(study, store, ref, sources, protocol, prompts, keys, watcher)
+            missing = {name: keys[name] for name, fault in faults.items() if fault is not None}
+            watcher.unit(ref, steps(missing, prompts))
+            if missing:
+                _measure(study, store, ref, sources, protocol, prompts, missing, watcher)
                 measured += 1
             units[i] = Unit(ref, "done", keys)
         except StoreError:
@@ -89,7 +89,7 @@ def _plan(study: Study) -> list[tuple[CheckpointRef, Protocol]]:
         if (known := suites.setdefault(found.name, found)) != found:
             places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
             raise RequestError(f"two suites are called {found.name!r} ({places}); rename one of the folders")
-    return [(ref, study.protocol(found.bos)) for found in suites.values() for ref in found.checkpoints]
+    return [(ref, study.protocol_of(found.bos)) for found in suites.values() for ref in found.checkpoints]
 
 
 def _record(store: Store, study: Study, units: list[Unit]) -> None:
@@ -99,7 +99,10 @@ def _record(store: Store, study: Study, units: list[Unit]) -> None:
 def _keys(study: Study, sources: Sources, prompts: tuple[Prompt, ...], protocol: Protocol) -> dict[str, str]:
     device = pick_device()
     dtype = str(pick_dtype(study.dtype, device)).removeprefix("torch.")
-    return {name: result_key(sources.identity, dtype, device, name, prompts, protocol) for name in MEASURES}
+    return {
+        name: result_key(sources.identity, dtype, device, name, used(name, prompts), protocol)
+        for name in tables(study.measures)
+    }
 
 
 def _measure(
@@ -114,7 +117,7 @@ def _measure(
 ) -> None:
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     loaded = load(ref, bos=protocol.bos, dtype=study.dtype, sources=sources)
-    results, check = measure(loaded, prompts, protocol, watcher.prompts)
+    results, check = measure(loaded, prompts, protocol, keys, watcher.progress)
     provenance = _provenance(loaded, sources, protocol, check, started, time.monotonic() - clock)
     for result in results:
         store.write(ref, keys[result.measure], result, replace(provenance, notes=(*provenance.notes, *result.notes)))

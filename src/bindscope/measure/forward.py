@@ -7,7 +7,7 @@ where a token of a continuation is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -46,27 +46,27 @@ class Reading:
     band: NDArray[np.float32] | None
 
 
-def read(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    *,
-    packed: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[int], None] | None = None,
-) -> list[Reading]:
-    """Readings of all rows, in their order; the model must be under `hooked`. `progress` gets counts of rows done.
+def stream(
+    model: PreTrainedModel, rows: Sequence[Row], *, packed: bool = True, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[tuple[int, Reading]]:
+    """Each row's index and reading, longest rows first; the model must be under `hooked`.
 
-    Raises MeasureError where a log-probability or an attention weight is not finite.
+    What is not kept by the caller is not kept at all, so memory does not grow with the number of rows. Raises
+    MeasureError where a log-probability or an attention weight is not finite.
     """
-    readings: dict[int, Reading] = {}
     for batch in _batches(rows, batch_tokens if packed else 0):
         part = [rows[i] for i in batch]
         found = _packed(model, part) if packed else _cached(model, part[0])
         for i, reading in zip(batch, found, strict=True):
-            readings[i] = _finite(reading, rows[i])
-        if progress is not None:
-            progress(len(batch))
-    return [readings[i] for i in range(len(rows))]
+            yield i, _finite(reading, rows[i])
+
+
+def read(
+    model: PreTrainedModel, rows: Sequence[Row], *, packed: bool = True, batch_tokens: int = BATCH_TOKENS
+) -> list[Reading]:
+    """Readings of all rows, in their order."""
+    found = dict(stream(model, rows, packed=packed, batch_tokens=batch_tokens))
+    return [found[i] for i in range(len(rows))]
 
 
 def _batches(rows: Sequence[Row], budget: int) -> Iterator[list[int]]:

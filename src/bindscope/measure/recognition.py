@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from bindscope.errors import PromptError
+from bindscope.records import Prompt
 from bindscope.terms.spans import Encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SCORES = ("per_token", "raw", "per_byte", "pmi")
 
@@ -73,3 +77,36 @@ def scores(
         "pmi": raw - np.asarray(unconditional, dtype=np.float64),
     }
     return {name: Scores(by[name], gold) for name in SCORES}
+
+
+def recognition_row(
+    prompt: Prompt, lengths: Sequence[int], logprobs: Sequence[NDArray[np.float32]], unconditional: Mapping[str, float]
+) -> dict[str, Any]:
+    """One row of the table `recognition`: raw sums of each choice, and prediction and margin under every score.
+
+    lengths: tokens of each choice; logprobs: of each choice's tokens (nats); unconditional: choice -> log P after the
+    neutral premise.
+    """
+    assert prompt.answer is not None
+    sums = [float(values.astype(np.float64).sum()) for values in logprobs]
+    alone = [unconditional[choice] for choice in prompt.choices]
+    row: dict[str, Any] = {
+        "prompt": prompt.id,
+        "term": prompt.term,
+        "kind": prompt.kind,
+        "format": prompt.format,
+        "rotation": prompt.rotation,
+        "gold": prompt.answer,
+        "choices": list(prompt.choices),
+        "logprob": sums,
+        "choice_tokens": list(lengths),
+        "choice_bytes": [len(c.encode()) for c in prompt.choices],
+        "unconditional": alone,
+    }
+    for name, score in scores(sums, lengths, prompt.choices, alone, prompt.answer).items():
+        row |= {
+            f"predicted_{name}": score.predicted,
+            f"correct_{name}": score.predicted == score.gold,
+            f"margin_{name}": score.margin,
+        }
+    return row

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bindscope.report.figures import emergence, svg
+from bindscope.stats.observations import studied
 from bindscope.stats.summary import by_checkpoint, excluded, without_null
 from bindscope.store import RunFile, Store
 
@@ -35,10 +36,12 @@ def number(value: float | None, digits: int = 3) -> str:
 def write(store: Store) -> Path:
     """Draw the report of a results folder and return its path. Raises StoreError where the results cannot be read."""
     run = store.read_run()
-    binding, recognition = store.read("binding"), store.read("recognition")
-    summary = by_checkpoint(binding, recognition) if not binding.empty else pd.DataFrame({"suite": []})
+    binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
+    summary = by_checkpoint(binding, recognition, generation) if not binding.empty else pd.DataFrame({"suite": []})
+    binding = studied(binding)
     page = _PAGE.get_template("report.html.j2").render(
         study=run.study,
+        rotated="rotation" in recognition and bool((recognition["rotation"] > 0).any()),
         version=version("bindscope"),
         suites=[_suite(str(name), part) for name, part in summary.groupby("suite", sort=False)],
         missing=[u.checkpoint.label for u in run.units if u.status != "done"],
@@ -68,7 +71,7 @@ def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:
     return {"name": name, "answer": _answer(part), "figures": figures, "rows": rows}
 
 
-_COLUMNS = ("eb_star", "null", "excess", "position_excess", "accuracy", "margin")
+_COLUMNS = ("eb_star", "null", "excess", "position_excess", "accuracy", "margin", "generation")
 
 
 def _label(row: Mapping[Any, Any]) -> str:
@@ -148,12 +151,15 @@ def _facts(store: Store, run: RunFile) -> dict[str, Any]:
     return {"facts": facts, "checkpoints": rows}
 
 
+_ORDERS = {"rotated": "rotated", "spread": "once each, gold in changing places", "given": "once each, gold as given"}
+
+
 def _format(protocol: dict[str, Any]) -> str:
     if protocol["format"] is None:
         return "as in the prompt file"
     if protocol["format"] == "cloze":
         return "cloze: no options are shown"
-    return "listed, options rotated" if protocol["rotate"] else "listed, options in one order"
+    return f"listed, options {_ORDERS[protocol['order']]}"
 
 
 def _how(run: RunFile, shards: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -8,18 +8,22 @@ import numpy as np
 import pandas as pd
 
 from bindscope.errors import StoreError
-from bindscope.stats.claims import across_runs, claims, emergence
+from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
+from bindscope.stats.claims import claims, emergence
 from bindscope.stats.compare import benjamini_hochberg
 from bindscope.stats.correlate import Undefined, spearman
+from bindscope.stats.groups import by_group, carried
 from bindscope.stats.observations import by_layer, observations
 from bindscope.stats.result import Result
 from bindscope.stats.result import table as as_table
+from bindscope.stats.runs import across_runs
 from bindscope.store import Store
 
 #: Per claim, the quantity whose published and controlled readings are set side by side in words.
 _PAIRS = {
     "C1-A": ("rho(EB*, accuracy), all checkpoints", "r(EB*, accuracy) within terms and checkpoints"),
     "C1-B": ("share of terms that EB* leads", "share of terms that EB* leads"),
+    "C3": ("gain with an exemplar (pp)", "gain over another term's exemplar (pp)"),
     "C2": ("ICC of EB* by term", "ICC of EB* by term"),
     "C4-A": ("rho(EB*, accuracy), late half", "rho(EB*, accuracy), late half, within checkpoints"),
     "C4-B": ("share of terms that decouple", "the same share if halves had nothing to do with each other"),
@@ -29,29 +33,34 @@ _PAIRS = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """results: a row per suite and statistic, with `q`, the p adjusted within its family (Benjamini & Hochberg 1995;
-    a family is all p of one suite and reading). sentences: suite, claim, text. gate: the study's go/no-go numbers by
-    suite. emergence: a row per suite and term. layers: EB by suite, checkpoint and layer. notes: what is missing."""
+    """results: a row per suite and statistic, with `q`, the p adjusted within its family (Benjamini & Hochberg 1995; a
+    family is all p of one suite and reading). sentences: suite, claim, text. gate: the study's go/no-go numbers by
+    suite. emergence: a row per suite and term. layers: EB by suite, checkpoint and layer. more: further tables by name
+    (behavior, scores, positions, controls, few_shot, variability), those that the run carries. notes: what is missing.
+    """
 
     results: pd.DataFrame
     sentences: pd.DataFrame
     gate: pd.DataFrame
     emergence: pd.DataFrame
     layers: pd.DataFrame
+    more: dict[str, pd.DataFrame]
     notes: tuple[str, ...]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables by the name of their CSV file."""
         return {
             "claims": self.results, "sentences": self.sentences, "gate": self.gate,
-            "emergence": self.emergence, "layers": self.layers,
+            "emergence": self.emergence, "layers": self.layers, **self.more,
         }  # fmt: skip
 
 
 def analyse(store: Store) -> Analysis:
     """Every claim on every suite of a results folder. Raises StoreError where there is nothing to analyse."""
     run = store.read_run()
-    table = observations(store.read("binding"), store.read("recognition"))
+    binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
+    table = observations(binding, recognition, generation)
+    gained, groups = gains(generation, store.read("few_shot")), carried(binding)
     notes = [
         f"{u.checkpoint.suite}, {u.checkpoint.label}: {u.reason or u.status}" for u in run.units if u.status != "done"
     ]
@@ -63,7 +72,7 @@ def analyse(store: Store) -> Analysis:
     frames, said, gates, when = [], [], [], []
     per_run: dict[str, list[Result]] = {}
     for name, part in suites.items():
-        per_run[name] = claims(part)
+        per_run[name] = claims(part, _of(groups, name), _of(gained, name))
         frame = _adjusted(as_table(per_run[name]))
         frames.append(frame.assign(suite=name))
         said += [{"suite": name, "claim": claim, "text": text} for claim, text in sentences(frame).items()]
@@ -77,7 +86,19 @@ def analyse(store: Store) -> Analysis:
     results = _stacked([*frames, together])
     order = ["suite", *[c for c in results if c != "suite"]]
     tables = results[order], pd.DataFrame(said), pd.DataFrame(gates), _stacked(when), by_layer(table)
-    return Analysis(*tables, notes=tuple(notes))
+    more = {
+        "behavior": behavior(recognition, generation),
+        "scores": scoring(recognition),
+        "positions": positions(recognition),
+        "controls": by_group(binding),
+        "few_shot": gained,
+        "variability": variability(store.read("variability")),
+    }
+    return Analysis(*tables, {name: frame for name, frame in more.items() if not frame.empty}, tuple(notes))
+
+
+def _of(table: pd.DataFrame, suite: str) -> pd.DataFrame:
+    return table if table.empty else table[table["suite"] == suite]
 
 
 def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -104,7 +125,7 @@ def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
 def gate(table: pd.DataFrame) -> dict[str, object]:
     """The study's go/no-go: rho(EB*, accuracy) > 0.3 over all pairs, and at least one pair with EB* at or above its
     75th percentile while accuracy is at or below its 25th. `reason` says why a part is missing."""
-    kept = table[table["eb_star"].notna()]
+    kept = table[table["eb_star"].notna() & (table["task"] == "recognition")]
     out: dict[str, object] = {
         "rho": None,
         "rho_above": None,
@@ -131,11 +152,32 @@ def sentences(frame: pd.DataFrame) -> dict[str, str]:
         if rows["value"].isna().all():
             out[claim] = f"Not carried by these data: {rows['reason'].iloc[-1]}."
             continue
+        if claim == "V":
+            out[claim] = _validity(rows)
+            continue
         first, second = _PAIRS[claim]
         published = rows[(rows["reading"] == "published") & (rows["quantity"] == first)]
         controlled = rows[(rows["reading"] == "controlled") & (rows["quantity"] == second)]
         out[claim] = f"As published: {_said(published)}. Controlled: {_said(controlled)}.{_verdict(claim, controlled)}"
     return out
+
+
+def _validity(rows: pd.DataFrame) -> str:
+    """V in words: from how many control groups real terms differ, as published and at equal k in the same frames."""
+    found = rows[rows["quantity"].str.startswith("difference of")].dropna(subset="value")
+    texts = {}
+    for reading, part in found.groupby("reading"):
+        groups = part["quantity"].str.removeprefix("difference of EB*, real terms against ")
+        above, below = groups[part["low"] > 0], groups[part["high"] < 0]
+        text = f"real terms are bound more than {len(above)} of {len(part)} control groups"
+        text += f" ({', '.join(above)})" if 0 < len(above) < len(part) else ""
+        texts[reading] = text + (f" and less than {', '.join(below)}" if len(below) else "")
+    missing = rows[(rows["reading"] == "controlled") & rows["value"].isna()]
+    tail = f" {len(missing)} groups have no match." if len(missing) else ""
+    return (
+        f"As published: {texts.get('published', 'missing')}. Controlled, at equal token counts in the same sentences: "
+        f"{texts.get('controlled', 'missing')} (95% intervals).{tail}"
+    )
 
 
 def _said(rows: pd.DataFrame) -> str:
@@ -159,6 +201,8 @@ def _verdict(claim: str, rows: pd.DataFrame) -> str:
         return " The rule is met that often by chance alone."
     if claim == "C2" or pd.isna(row["value"]) or pd.isna(row["low"]):
         return ""
+    if (row["low"] > 0 or row["high"] < 0) and row["p"] >= 0.05:
+        return " The interval leaves out zero and the test does not reject it: too few clusters to conclude."
     if row["low"] > 0 or row["high"] < 0:
         return " The controlled interval leaves out zero."
     return " The controlled interval holds zero: no evidence here, which is not evidence of no effect."

@@ -1,8 +1,9 @@
 """Each claim of the study on a run's own measurements: the published statistic and, beside it, the controlled one.
 
 A function per claim takes the observations of one suite (`stats.observations`) and gives `Result` rows. A statistic
-that the data cannot carry is a row without a value, with the reason. Behavior is recognition accuracy (mean over
-rotations) unless a row says margin; the study's own behavior score also averages generated answers in.
+that the data cannot carry is a row without a value, with the reason. What is known of a question is its accuracy
+(mean over rotations) or its margin. Where generated answers are stored, what is known of a term is Beh, the mean of its
+recognition accuracy and its generation score, as in the study; else its accuracy. A row says which.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from bindscope.stats.compare import binomial_p, wilson
+from bindscope.stats.contrasts import discriminant, exemplars
 from bindscope.stats.correlate import (
     Undefined,
     clustered_repeated,
@@ -25,29 +26,52 @@ from bindscope.stats.correlate import (
     spearman_of_means,
 )
 from bindscope.stats.emergence import crossings, paired_emergence, turnbull
-from bindscope.stats.leadlag import lead_lag, surrogate_null, swap_test
+from bindscope.stats.frames import robustness, stability
+from bindscope.stats.leadlag import lead_lag, surrogate_null
 from bindscope.stats.observations import by_term
-from bindscope.stats.result import Reading, Result, row
-from bindscope.stats.variance import components, cv, icc
+from bindscope.stats.result import Result, row
 
 PAIRS = "question x checkpoint"
 #: Emergence thresholds: shares of the way from the first to the highest mean of all terms. The middle one is reported.
 THRESHOLDS = (0.25, 0.5, 0.75)
 
 
-def claims(table: pd.DataFrame) -> list[Result]:
-    """All claims on one suite's observations, in the study's order."""
+def claims(
+    table: pd.DataFrame, carried: pd.DataFrame | None = None, gained: pd.DataFrame | None = None
+) -> list[Result]:
+    """All claims on one suite's observations, in the study's order.
+
+    carried: `groups.carried`, real terms and controls in carrier sentences; gained: `behavior.gains`, scores with and
+    without exemplars. V and C3 are read at the last checkpoint.
+    """
     kept = table[table["eb_star"].notna()]
+    asked = kept[kept["task"] == "recognition"]
     return [
-        *_not_here("V", "discriminant validity", "real terms against control groups", "the run has no control terms"),
+        *_validity(carried),
         *coupling(kept),
         *precedence(kept),
-        *stability(kept),
-        *_not_here("C3", "unlockability", "few-shot minus zero-shot score", "the run has no generated answers"),
+        *stability(asked),
+        *_unlocked(gained),
         *decoupling(kept),
         *_not_here("C5", "causal effect", "specificity of ablating the binding heads", "the run has no ablations"),
-        *robustness(kept),
+        *robustness(asked),
     ]
+
+
+def _validity(carried: pd.DataFrame | None) -> Iterator[Result]:
+    if carried is None or set(carried.get("group", ())) <= {"real"}:
+        yield from _not_here(
+            "V", "discriminant validity", "real terms against controls", "the run has no control terms"
+        )
+        return
+    yield from discriminant(carried[carried["revision"] == carried["revision"].iloc[-1]])
+
+
+def _unlocked(gained: pd.DataFrame | None) -> Iterator[Result]:
+    if gained is None or gained.empty:
+        yield from _not_here("C3", "unlockability", "few-shot minus zero-shot score", "the run has no few-shot answers")
+        return
+    yield from exemplars(gained[gained["revision"] == gained["revision"].iloc[-1]])
 
 
 def _not_here(claim: str, name: str, quantity: str, reason: str) -> Iterator[Result]:
@@ -67,11 +91,19 @@ def windows(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def coupling(table: pd.DataFrame) -> Iterator[Result]:
     """C1-A (and C4-A, the same in its windows): does binding go with knowing?"""
+    if (table["task"] == "generation").any():
+        for name, part in windows(table).items():
+            yield row(
+                "C1-A" if name == "all checkpoints" else "C4-A", f"rho(EB*, behavior), {name}", "published",
+                "prompt x checkpoint", "Spearman over questions (accuracy) and openings (rubric score), pairs taken as "
+                "independent", len(part), partial(_published, part, "behavior"),
+            )  # fmt: skip
+    table = table[table["task"] == "recognition"]
     for name, part in windows(table).items():
         claim = "C1-A" if name == "all checkpoints" else "C4-A"
         yield row(
             claim, f"rho(EB*, accuracy), {name}", "published", PAIRS, "Spearman, pairs taken as independent", len(part),
-            partial(_published, part),
+            partial(_published, part, "accuracy"),
         )  # fmt: skip
         yield from _clustered(claim, name, part, "eb_star", "accuracy")
         yield from _clustered(claim, name, part, "position_excess", "margin")
@@ -93,8 +125,8 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
     )  # fmt: skip
 
 
-def _published(part: pd.DataFrame) -> dict[str, Any]:
-    return _plain(spearman(part["eb_star"], part["accuracy"]))
+def _published(part: pd.DataFrame, known: str) -> dict[str, Any]:
+    return _plain(spearman(part["eb_star"], part[known]))
 
 
 def _plain(found: Any) -> dict[str, Any]:
@@ -137,11 +169,19 @@ def _mixed(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def series(table: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Terms with EB* and accuracy at every checkpoint, and both as arrays (terms, checkpoints)."""
+    """Terms with EB* and behavior at every checkpoint, and both as arrays (terms, checkpoints).
+
+    Behavior is the mean over tasks (recognition, and generation where stored) of the means over prompts.
+    """
     names, eb = by_term(table, "eb_star")
-    others, known = by_term(table, "accuracy")
-    both = [name for name in names if name in others]
-    return both, eb[[names.index(n) for n in both]], known[[others.index(n) for n in both]]
+    tasks = [by_term(part, "behavior") for _, part in table.groupby("task")]
+    both = [name for name in names if all(name in others for others, _ in tasks)]
+    known = [values[[others.index(n) for n in both]] for others, values in tasks]
+    return both, eb[[names.index(n) for n in both]], np.mean(known, axis=0) if known else np.empty((0, 0))
+
+
+def _word(table: pd.DataFrame) -> str:
+    return "Beh" if (table["task"] == "generation").any() else "accuracy"
 
 
 def precedence(table: pd.DataFrame) -> Iterator[Result]:
@@ -157,7 +197,7 @@ def precedence(table: pd.DataFrame) -> Iterator[Result]:
         "noise in which nothing leads; the interval is that of the null", len(names),
         lambda: _surrogate(eb, known),
     )  # fmt: skip
-    for label, values in (("EB*", eb), ("accuracy", known)):
+    for label, values in (("EB*", eb), (_word(table), known)):
         yield row(
             "C1-B", f"median step at which {label} reaches half of its rise", "controlled", "term", "Turnbull's "
             "estimate from interval-censored crossings; it lies between the two checkpoints given", len(names),
@@ -224,7 +264,7 @@ def _order(table: pd.DataFrame, eb: np.ndarray, known: np.ndarray, share: float)
 
 
 def emergence(table: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
-    """Per term the interval (left, right] of steps in which EB* and accuracy first reach their thresholds.
+    """Per term the interval (left, right] of steps in which EB* and behavior first reach their thresholds.
 
     Raises Undefined where a threshold cannot be set.
     """
@@ -236,45 +276,6 @@ def emergence(table: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
         (left,), (right,) = crossings(steps, values, [limit])
         out[f"{label}_left"], out[f"{label}_right"], out[f"{label}_threshold"] = left, right, limit
     return out
-
-
-def stability(table: pd.DataFrame) -> Iterator[Result]:
-    """C2, at the last checkpoint: is EB* a property of the term, or of the sentence? By layer band too."""
-    last = table[table["t"] == table["t"].max()] if len(table) else table
-    method = "one-way ICC(1): share of variance between terms"
-    yield Result("C2", "ICC of EB* by term", "published", None, 0, "question", method, reason="not tested in the study")
-    yield row(
-        "C2", "ICC of EB* by term", "controlled", "question", method, len(last),
-        lambda: _interval(icc(last["eb_star"], last["term"])),
-    )  # fmt: skip
-    yield row(
-        "C2", "ICC of excess by term", "controlled", "question", method, int(last["excess"].notna().sum()),
-        lambda: _interval(icc(last["excess"].dropna(), last.loc[last["excess"].notna(), "term"])),
-    )  # fmt: skip
-    depth = len(last["eb_per_layer"].iloc[0]) if len(last) else 0
-    for name, layers in (("early third", slice(0, depth // 3)), ("late two thirds", slice(depth // 3, depth))):
-        values = [max(row[layers], default=np.nan) for row in last["eb_per_layer"].map(list)]
-        yield row(
-            "C2", f"ICC of EB* by term, {name} of the layers", "controlled", "question", method, len(last),
-            partial(_band, values, last["term"], depth),
-        )  # fmt: skip
-    for factor in ("term", "kind"):
-        yield row(
-            "C2", f"share of the variance of EB* by {factor}", "controlled", "question", "crossed random effects of "
-            "term and kind of question", len(last),
-            partial(_share, last, factor),
-        )  # fmt: skip
-
-
-def _band(values: list[float], terms: pd.Series, depth: int) -> dict[str, Any]:
-    if depth < 3:
-        raise Undefined(f"{depth} layers cannot be cut into thirds")
-    return _interval(icc(values, terms))
-
-
-def _share(last: pd.DataFrame, factor: str) -> dict[str, Any]:
-    found = components(last["eb_star"], {"term": last["term"], "kind": last["kind"]})
-    return {"value": found.share[factor], "n": found.n}
 
 
 def decoupling(table: pd.DataFrame) -> Iterator[Result]:
@@ -323,67 +324,3 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     bottom = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.asarray(np.divide((a * b).sum(1), bottom, out=np.full(len(a), np.nan), where=bottom > 0))
-
-
-def robustness(table: pd.DataFrame) -> Iterator[Result]:
-    """How much EB* depends on the sentence, at the last checkpoint."""
-    last = table[table["t"] == table["t"].max()] if len(table) else table
-    yield row(
-        "robustness", "mean CV of EB* over the questions of a term", "published", "term", "standard deviation / mean",
-        last["term"].nunique(), lambda: _cv(last),
-    )  # fmt: skip
-    yield row(
-        "robustness", "rho(EB*, prompt length)", "published", "question", "Spearman, questions taken as independent",
-        len(last), lambda: _plain(spearman(last["eb_star"], last["n_tokens"])),
-    )  # fmt: skip
-    yield row(
-        "robustness", "rho(EB*, prompt length)", "controlled", "question", "Spearman, terms redrawn", len(last),
-        lambda: _interval(clustered_spearman(last["eb_star"], last["n_tokens"], last["term"])),
-    )  # fmt: skip
-    yield row(
-        "robustness", "rho(EB*, tokens of the term)", "controlled", "question", "Spearman, terms redrawn; EB* of a "
-        "previous-token head falls as 2/k", len(last),
-        lambda: _interval(clustered_spearman(last["eb_star"], last["k"], last["term"])),
-    )  # fmt: skip
-
-
-def _cv(last: pd.DataFrame) -> dict[str, Any]:
-    found = cv(last["eb_star"], last["term"])
-    kept = found.values[np.isfinite(found.values)]
-    if len(kept) < len(found.values) or not len(kept):
-        reasons = "; ".join(sorted(set(found.undefined.values()))[:2])
-        raise Undefined(f"undefined in {len(found.names) - len(kept)} of {len(found.names)} terms ({reasons})")
-    return {"value": float(kept.mean()), "n": len(kept)}
-
-
-def across_runs(tables: dict[str, pd.DataFrame], per_run: dict[str, list[Result]]) -> list[Result]:
-    """What only several training runs (seeds) can carry, with the run as the unit.
-
-    tables, per_run: suite -> its observations and its claims. The swap test of C1-B, and for every statistic the mean
-    over runs with the t interval of their spread.
-    """
-    runs = [series(table[table["eb_star"].notna()])[1:] for table in tables.values()]
-    method = "labels EB* and accuracy swapped for whole runs; least p is 2 to the power of minus the runs"
-
-    def compute() -> dict[str, Any]:
-        if len(runs) < 2:
-            raise Undefined("one training run; claims about training need several")
-        found = swap_test([r[0] for r in runs], [r[1] for r in runs])
-        return {"value": found.value, "p": found.p, "n": found.runs, "clusters": found.runs, "cluster": "training run"}
-
-    quantity = "share of terms that EB* leads less share that accuracy leads"
-    swap = row("C1-B", quantity, "controlled", "training run", method, len(runs), compute)
-    values: dict[tuple[str, str, Reading], list[float]] = {}
-    for results in per_run.values():
-        for found in results:
-            if found.value is not None:
-                values.setdefault((found.claim, found.quantity, found.reading), []).append(found.value)
-    return [swap, *[_spread(*key, found) for key, found in values.items() if len(found) > 1]]
-
-
-def _spread(claim: str, quantity: str, reading: Reading, values: list[float]) -> Result:
-    n, mean, spread = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(student.ppf(0.975, n - 1)) * spread / np.sqrt(n)
-    method = f"mean over training runs, t interval; standard deviation between runs {spread:.3g}"
-    return Result(claim, quantity, reading, mean, n, "training run", method, mean - half, mean + half, clusters=n,
-                  cluster="training run")  # fmt: skip

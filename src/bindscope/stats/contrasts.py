@@ -97,6 +97,22 @@ def unlockability(table: pd.DataFrame) -> list[Result]:
     return results
 
 
+def exemplars(table: pd.DataFrame) -> Iterator[Result]:
+    """`unlockability`, and how much of what the exemplar unlocks was copied from it.
+
+    table: as for `unlockability`, with matched and copied, counts of keywords in the answers behind the own exemplar.
+    """
+    yield from unlockability(table)
+    yield row("C3", "share of matched keywords that stand in the exemplar", "controlled", "keyword", "over all answers "
+              "behind the term's own exemplar", int(table["matched"].sum()), partial(_copied, table))  # fmt: skip
+
+
+def _copied(table: pd.DataFrame) -> dict[str, Any]:
+    if not table["matched"].sum():
+        raise Undefined("no answer behind an exemplar holds a keyword")
+    return {"value": float(table["copied"].sum() / table["matched"].sum())}
+
+
 def _gain(table: pd.DataFrame, unit: str) -> dict[str, Any]:
     zero, exemplar = float(table["zero"].mean()), float(table["exemplar"].mean())
     if unit == "pp":

@@ -1,4 +1,4 @@
-"""Stored tables -> one row per question and checkpoint, with what is bound beside what is known."""
+"""Stored tables -> one row per prompt and checkpoint, with what is bound beside what is known."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from bindscope.errors import StoreError
 
 #: Measured columns of a prompt that go into claims.
 _BINDING = ["eb_star", "eb_star_mass", "excess", "position_excess", "k", "n_tokens", "eb_per_layer"]
+_COLUMNS = ["suite", "revision", "step", "t", "term", "question", "task", "kind", *_BINDING, "accuracy", "margin",
+            "behavior", "chance"]  # fmt: skip
 
 
-def observations(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFrame:
-    """Join binding and recognition of the same question at the same checkpoint.
+def studied(binding: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the terms' own prompts; carrier sentences, made for comparison, only if there are no others."""
+    if binding.empty:
+        return binding
+    own = binding[binding["task"] != "carrier"]
+    return binding[binding["group"] == "real"] if own.empty else own
 
-    One row per suite, checkpoint and question: `t` (place of the checkpoint in training), term, question, kind, the
-    binding columns, and accuracy and margin (nats per token), both means over rotations. Questions whose term has no
-    span keep NaN binding. Raises StoreError where a table holds a row twice.
+
+def observations(
+    binding: pd.DataFrame, recognition: pd.DataFrame, generation: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Join binding with what is known of the same prompt at the same checkpoint.
+
+    One row per suite, checkpoint and question, and per opening where generated answers are given: `t` (place of the
+    checkpoint in training), term, question, task, kind, the binding columns, accuracy and margin (nats per token; means
+    over rotations; questions only), and behavior: the accuracy of a question, the rubric score of an opening. Prompts
+    whose term has no span keep NaN binding. Raises StoreError where a table holds a row twice.
     """
     if binding.empty or recognition.empty:
         raise StoreError("no recognition questions are stored, so binding cannot be set beside what the model knows")
@@ -28,15 +41,17 @@ def observations(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFra
     scores = known.groupby(keys, sort=False).agg(
         accuracy=("correct_per_token", "mean"), margin=("margin_per_token", "mean"), choices=("choices", "first")
     )
-    bound = binding[binding["task"] == "recognition"]
+    scores = scores.assign(behavior=scores["accuracy"], chance=1 / scores["choices"].map(len)).reset_index()
+    if generation is not None and not generation.empty:
+        written = generation.rename(columns={"prompt": "question", "score": "behavior"})[[*keys, "behavior"]]
+        scores = pd.concat([scores, written], ignore_index=True)
+    bound = binding[binding["task"] != "carrier"]
     bound = bound.assign(question=_question(bound.assign(rotation=0)))
-    table = bound.merge(scores.reset_index(), on=keys, how="inner", validate="one_to_one")
+    table = bound.merge(scores, on=keys, how="inner", validate="one_to_one")
     order = binding[["suite", "revision"]].drop_duplicates()
     order["t"] = order.groupby("suite").cumcount()
     table = table.merge(order, on=["suite", "revision"])
-    table["chance"] = 1 / table["choices"].map(len)
-    columns = ["suite", "revision", "step", "t", "term", "question", "kind", *_BINDING, "accuracy", "margin", "chance"]
-    return table[columns].astype(dict.fromkeys(_BINDING[:4], float))
+    return table[_COLUMNS].astype(dict.fromkeys(_BINDING[:4], float))
 
 
 def _question(table: pd.DataFrame) -> pd.Series:
@@ -55,7 +70,7 @@ def by_term(table: pd.DataFrame, column: str) -> tuple[list[str], np.ndarray]:
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """EB[l], mean over questions, by suite, step and layer: where binding sits and how it moves."""
+    """EB[l], mean over prompts, by suite, step and layer: where binding sits and how it moves."""
     kept = table[table["eb_star"].notna()]
     rows = [
         {"suite": suite, "revision": revision, "step": step, "layer": layer, "eb": float(value), "n": len(part)}

@@ -7,24 +7,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bindscope.stats.observations import studied
 from bindscope.stats.resample import cluster_mean
 
 #: Column in the stored tables -> name in the summary.
 _BINDING = {"eb_star": "eb_star", "null_mean": "null", "excess": "excess", "position_excess": "position_excess"}
 _RECOGNITION = {"correct_per_token": "accuracy", "margin_per_token": "margin"}
+_GENERATION = {"score": "generation"}
 
 
-def by_checkpoint(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFrame:
-    """Means over prompts with 95% intervals that redraw terms.
+def by_checkpoint(
+    binding: pd.DataFrame, recognition: pd.DataFrame, generation: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Means over the terms' own prompts with 95% intervals that redraw terms.
 
-    binding, recognition: the stored tables. One row per suite and checkpoint in the order stored, with, for each
-    quantity, its mean, `_low`, `_high` and `_n` (prompts with a value); `chance` is the mean of 1 / number of choices.
+    binding, recognition, generation: the stored tables. One row per suite and checkpoint in the order stored, with, for
+    each quantity, its mean, `_low`, `_high` and `_n` (prompts with a value); `chance` is the mean of 1 / number of
+    choices.
     """
     rows: list[dict[str, Any]] = []
+    binding, written = studied(binding), pd.DataFrame() if generation is None else generation
     order = binding[["suite", "revision", "step"]].drop_duplicates()
     for suite, revision, step in order.itertuples(index=False):
         row: dict[str, Any] = {"suite": suite, "revision": revision, "step": step}
-        for table, columns in ((binding, _BINDING), (recognition, _RECOGNITION)):
+        for table, columns in ((binding, _BINDING), (recognition, _RECOGNITION), (written, _GENERATION)):
             if not table.empty:
                 part = table[(table["suite"] == suite) & (table["revision"] == revision)]
                 for column, name in columns.items():

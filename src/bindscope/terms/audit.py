@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -23,18 +24,38 @@ def audit(tokenizer: PreTrainedTokenizerBase, name: str, terms: Iterable[Term]) 
     tokenizers then join the space to its first token). forms_differ: whether the two give different ids. valid: two
     or more tokens in a sentence; else `reason` says why not.
     """
-    return pd.DataFrame([_row(tokenizer, name, term.name) for term in terms])
+    return pd.DataFrame([_row(tokenizer, name, term) for term in terms])
 
 
-def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: str) -> dict[str, object]:
-    alone = encode(tokenizer, term, "off")
+def by_k(tokenizer: PreTrainedTokenizerBase, groups: Mapping[str, Iterable[Term]]) -> pd.DataFrame:
+    """How many expressions of each group have k tokens inside a sentence: one row per group, one column per k."""
+    counts = {
+        group: Counter(len(_row(tokenizer, "", term)["prompt_ids"]) for term in terms)
+        for group, terms in groups.items()
+    }
+    ks = sorted({k for found in counts.values() for k in found})
+    return pd.DataFrame({k: [counts[group][k] for group in counts] for k in ks}, index=list(counts))
+
+
+def unmatched(table: pd.DataFrame) -> list[str]:
+    """Warnings for a table of `by_k` whose first row is the terms: comparisons that have no control of the same k."""
+    real, out = table.iloc[0], []
+    for group in table.index[1:]:
+        for k in table.columns:
+            if int(str(k)) > 1 and real[k] and not table.loc[group, k]:
+                out.append(f"{group} has no expression of {k} tokens: {real[k]} of {table.index[0]} cannot be compared")
+    return out
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: Term) -> dict[str, Any]:
+    alone = encode(tokenizer, term.name, "off")
     bare = list(alone.ids)
-    inside = encode(tokenizer, _SENTENCE.format(term), "off")
-    at, reason = _span(inside, term)
+    inside = encode(tokenizer, _SENTENCE.format(term.surface), "off")
+    at, reason = _span(inside, term.surface)
     ids = [inside.ids[i] for i in at]
     return {
         "tokenizer": name,
-        "term": term,
+        "term": term.name,
         "bare_n": len(bare),
         "bare_ids": bare,
         "bare_strings": [tokenizer.decode([i]) for i in bare],

@@ -1,4 +1,4 @@
-"""Term sets as data: reads the YAML files, checks them, answers `select("set-A")`."""
+"""Term sets as data: reads the YAML files, checks them, answers `select("a11y-41")`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
-from bindscope.records import Opening, Question, Term
+from bindscope.records import Opening, Question, Rubric, Term
+from bindscope.terms.check import check
+from bindscope.terms.yamlfile import Source
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_min_length=1)
+    model_config = ConfigDict(extra="forbid", str_min_length=1, str_strip_whitespace=True)
 
 
 class _Question(_Row):
@@ -40,19 +41,41 @@ class _Opening(_Row):
     max_tokens: int = Field(20, ge=1)
 
 
+class _Rubric(_Row):
+    keywords: list[str] = Field(min_length=1)
+    contradictions: list[str] = Field(default_factory=list)
+
+
 class _Term(_Row):
     name: str
+    written: str | None = None
     aliases: list[str] = Field(default_factory=list)
-    definition: str
-    source: str
+    definition: str | None = None
+    source: str | None = None
     recognition: list[_Question] = Field(default_factory=list)
     generation: list[_Opening] = Field(default_factory=list)
+    rubric: _Rubric | None = None
+    exemplar: str | None = None
+    paraphrase: str | None = None
+    near: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class _File(_Row):
     name: str
     terms: list[_Term] = Field(min_length=1)
     sets: dict[str, list[str]] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, value: str) -> str:
+        if value.endswith((".yaml", ".yml")):
+            raise ValueError("the name of a term file is that of a set, not of a file; leave out the ending")
+        return value
 
 
 @dataclass(frozen=True)
@@ -75,65 +98,74 @@ class Library:
                 wanted[term] = self.terms[term]
         return tuple(wanted.values())
 
+    def joined(self, other: Library) -> Library:
+        """Both libraries; where a name is in both, the other's holds."""
+        return Library(self.terms | other.terms, self.sets | other.sets)
+
 
 def read(path: Path) -> Library:
-    """Read and check one YAML file of terms. Raises RequestError that names the file and the entry."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RequestError(f"cannot read the term file {path}: {_one_line(error)}") from error
-    try:
-        file = _File.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{path}: at {where or 'top level'}: {first['msg']}") from error
-    by_name = {row.name: row for row in file.terms}
-    if len(by_name) < len(file.terms):
-        raise RequestError(f"{path}: a term is defined twice")
-    terms = {row.name: _term(row, by_name, path) for row in file.terms}
+    """Read and check one YAML file of terms. Raises RequestError that names the file, the line and the entry."""
+    source = Source(path)
+    file = source.parse(_File)
+    answers: dict[tuple[str, str], str] = {}
+    for i, row in enumerate(file.terms):
+        if row.name in {other.name for other in file.terms[:i]}:
+            raise source.error(f"the term {row.name!r} is defined twice", ("terms", i))
+        answers |= {(row.name, q.kind): q.answer for q in row.recognition}
+    terms = {row.name: _term(row, i, answers, source) for i, row in enumerate(file.terms)}
+    check(source, tuple(terms.values()))
     for set_name, members in file.sets.items():
         for member in members:
             if member not in terms:
-                raise RequestError(f"{path}: set {set_name!r} names {member!r}, which is not a term of this file")
+                raise source.error(
+                    f"set {set_name!r} names {member!r}, which is not a term of this file", ("sets", set_name)
+                )
     sets = {file.name: tuple(terms)} | {name: tuple(members) for name, members in file.sets.items()}
     return Library(terms, sets)
 
 
-def _term(row: _Term, by_name: dict[str, _Term], path: Path) -> Term:
-    questions = []
-    for q in row.recognition:
-        wrong = list(q.wrong)
+def _term(row: _Term, i: int, answers: dict[tuple[str, str], str], source: Source) -> Term:
+    questions, near = [], set(row.near)
+    for j, q in enumerate(row.recognition):
+        wrong, place = list(q.wrong), ("terms", i, "recognition", j)
         for other in q.wrong_from:
-            answers = [o.answer for o in by_name[other].recognition if o.kind == q.kind] if other in by_name else []
-            if not answers:
-                raise RequestError(f"{path}: term {row.name!r}, {q.kind}: {other!r} has no answer of that kind")
-            wrong.append(answers[0])
+            if other in near:
+                raise source.error(f"term {row.name!r}, {q.kind}: {other!r} is near to it", place)
+            if (other, q.kind) not in answers:
+                raise source.error(f"term {row.name!r}, {q.kind}: {other!r} has no answer of that kind", place)
+            wrong.append(answers[other, q.kind])
         if q.answer in wrong or len(set(wrong)) < len(wrong):
-            raise RequestError(f"{path}: term {row.name!r}, {q.kind}: a choice occurs twice")
+            raise source.error(f"term {row.name!r}, {q.kind}: a choice occurs twice", place)
         questions.append(Question(q.kind, q.stem, q.answer, tuple(wrong)))
     return Term(
         name=row.name,
+        written=row.written or "",
         aliases=tuple(row.aliases),
-        definition=row.definition,
-        source=row.source,
+        definition=row.definition or "",
+        source=row.source or "",
         questions=tuple(questions),
         openings=tuple(Opening(o.kind, o.prompt, o.max_tokens) for o in row.generation),
+        rubric=Rubric(tuple(row.rubric.keywords), tuple(row.rubric.contradictions)) if row.rubric else None,
+        exemplar=row.exemplar or "",
+        paraphrase=row.paraphrase or "",
     )
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
 
 
 @cache
 def library() -> Library:
-    """The library that ships with the package."""
-    terms: dict[str, Term] = {}
-    sets: dict[str, tuple[str, ...]] = {}
+    """The library that ships with the package. A term or set has one home: no file may define it again."""
+    whole = Library({}, {})
     for entry in sorted(resources.files("bindscope").joinpath("data/terms").iterdir(), key=lambda e: e.name):
         with resources.as_file(entry) as path:
             part = read(path)
-        terms |= part.terms
-        sets |= part.sets
-    return Library(terms, sets)
+        if again := sorted(whole.terms.keys() & part.terms.keys() | whole.sets.keys() & part.sets.keys()):
+            raise RequestError(f"{entry.name} defines {again[0]!r} again")
+        whole = whole.joined(part)
+    return whole
+
+
+@cache
+def control_groups() -> tuple[str, ...]:
+    """Names of the control groups that ship with the package."""
+    with resources.as_file(resources.files("bindscope").joinpath("data/terms/controls.yaml")) as path:
+        return tuple(name for name in read(path).sets if name != "controls")

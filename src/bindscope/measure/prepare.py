@@ -1,0 +1,70 @@
+"""Prompts -> token ids: what is fed to the model, where the term stands, and what cannot be measured as written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from bindscope.errors import ModelError, PromptError, SpanError
+from bindscope.measure.forward import Row
+from bindscope.measure.recognition import continuation
+from bindscope.models.load import Loaded
+from bindscope.records import Prompt, Span
+from bindscope.terms.spans import Encoded, encode, locate
+
+#: Tokens of neutral text in one row of the previous-token measurement.
+_NEUTRAL_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt, prepared: its tokens, its span or why it has none, the ids of its choices."""
+
+    prompt: Prompt
+    encoded: Encoded
+    span: Span | None
+    reason: str | None
+    choices: tuple[tuple[int, ...], ...]
+
+    def row(self, width: int) -> Row:
+        """What the forward pass needs; `width` tokens back are read where binding is measured on this prompt."""
+        return Row(self.encoded.ids, self.choices, width if self.prompt.binds else 0)
+
+
+def prepare(loaded: Loaded, prompt: Prompt) -> Item:
+    """Raises ModelError for a tokenizer that does not fit the weights, PromptError for a prompt that is too long or
+    that merges with a choice."""
+    encoded = encode(loaded.tokenizer, prompt.text, loaded.bos)
+    choices = tuple(continuation(loaded.tokenizer, encoded, choice) for choice in prompt.choices)
+    rows = loaded.model.get_input_embeddings().num_embeddings
+    if (top := max([*encoded.ids, *(i for c in choices for i in c)], default=0)) >= rows:
+        raise ModelError(
+            f"the tokenizer gives id {top} for prompt {prompt.id!r}, but {loaded.ref.suite} embeds {rows} tokens only; "
+            "tokenizer and weights do not belong together"
+        )
+    longest = len(encoded.ids) + max((len(c) for c in choices), default=0)
+    if loaded.context is not None and longest > loaded.context:
+        raise PromptError(
+            f"prompt {prompt.id!r} needs {longest} tokens with its longest choice, more than the "
+            f"{loaded.context} of the context of {loaded.ref.suite}; shorten it"
+        )
+    try:
+        return Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
+    except SpanError as error:
+        return Item(prompt, encoded, None, error.reason, choices)
+
+
+def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:
+    """The neutral text in rows, each with the special tokens of a prompt in front, and how many those are."""
+    encoded = encode(loaded.tokenizer, neutral_text(), loaded.bos)
+    front, body = encoded.ids[: encoded.prefix], encoded.ids[encoded.prefix :]
+    size = min(_NEUTRAL_TOKENS, loaded.context or _NEUTRAL_TOKENS) - len(front)
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return [Row((*front, *part), band=1) for part in parts if len(part) >= 8], len(front)
+
+
+@cache
+def neutral_text() -> str:
+    """Plain prose without any of the library's subjects, for previous-token scores."""
+    return resources.files("bindscope").joinpath("data/neutral.txt").read_text(encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Stored answers -> behavior: Beh per term, what a model prefers by position, few-shot gains, spread of sampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bindscope.stats.resample import cluster_mean
+
+_PLACE = ["suite", "revision", "step"]
+_SHOTS = {"exemplar": "exemplar", "paraphrase": "paraphrased", "mismatched": "mismatched"}
+
+
+def behavior(recognition: pd.DataFrame, generation: pd.DataFrame) -> pd.DataFrame:
+    """Beh per suite, checkpoint and term: the mean of recognition accuracy and generation score (Tran 2026).
+
+    recognition, generation: stored tables; either may be empty. Columns: recognition (mean over questions and
+    rotations, score per token), generation (mean rubric score), beh, and `reason` where one of the two is missing; beh
+    is then missing too, since means over different things are not compared.
+    """
+    if recognition.empty:
+        return pd.DataFrame(columns=[*_PLACE, "term", "recognition", "generation", "beh", "reason"])
+    keys = [*_PLACE, "term"]
+    known = recognition.groupby(keys, sort=False, dropna=False)["correct_per_token"].mean().rename("recognition")
+    table = known.to_frame()
+    table["generation"] = (
+        np.nan if generation.empty else generation.groupby(keys, sort=False, dropna=False)["score"].mean()
+    )
+    table["beh"] = (table["recognition"] + table["generation"]) / 2
+    table["reason"] = table["generation"].map(lambda v: "no generated answers are stored" if pd.isna(v) else None)
+    return table.reset_index()
+
+
+def positions(recognition: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy where gold stands at each place, and how often that place is chosen, by suite, checkpoint and format.
+
+    Listed questions only; `chosen` is the share of all questions answered by that place, 1 / places for a model
+    without a preference. n: questions with gold there.
+    """
+    columns = [*_PLACE, "position", "n", "accuracy", "chosen", "places"]
+    if recognition.empty or not (recognition["format"] == "listed").any():
+        return pd.DataFrame(columns=columns)
+    rows = []
+    shown = recognition[recognition["format"] == "listed"]
+    for place, part in shown.groupby(_PLACE, sort=False, dropna=False):
+        for position in range(int(part["choices"].map(len).max())):
+            here = part[part["gold"] == position]
+            rows.append({
+                **dict(zip(_PLACE, place, strict=True)),
+                "position": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[position],
+                "n": len(here),
+                "accuracy": float(here["correct_per_token"].mean()) if len(here) else np.nan,
+                "chosen": float((part["predicted_per_token"] == position).mean()),
+                "places": int(part["choices"].map(len).max()),
+            })  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def scoring(recognition: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and margin under every score, by suite, checkpoint and format, with intervals that redraw terms."""
+    rows = []
+    if not recognition.empty:
+        for place, part in recognition.groupby([*_PLACE, "format"], sort=False, dropna=False):
+            for score in ("per_token", "raw", "per_byte", "pmi"):
+                found = cluster_mean(part[f"correct_{score}"].astype(float), part["term"])
+                rows.append({
+                    **dict(zip([*_PLACE, "format"], place, strict=True)),
+                    "score": score,
+                    "n": len(part),
+                    "accuracy": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "margin": float(part[f"margin_{score}"].mean()),
+                })  # fmt: skip
+    columns = [*_PLACE, "format", "score", "n", "accuracy", "low", "high", "margin"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gains(generation: pd.DataFrame, few_shot: pd.DataFrame) -> pd.DataFrame:
+    """Scores of each generation prompt without an exemplar and behind each kind of exemplar.
+
+    One row per suite, checkpoint and prompt: term, kind, zero, exemplar, paraphrased, mismatched, and, for the term's
+    own exemplar, matched (keywords in the answer) and copied (those of them that stand in the exemplar).
+    """
+    if generation.empty or few_shot.empty:
+        return pd.DataFrame()
+    keys = [*_PLACE, "prompt"]
+    table = generation[[*keys, "term", "kind", "score"]].rename(columns={"score": "zero"})
+    behind = few_shot.assign(prompt=few_shot["prompt"].str.replace(r"/[a-z]+$", "", regex=True))
+    for shot, name in _SHOTS.items():
+        part = behind[behind["shot"] == shot]
+        if part.empty:
+            continue
+        columns = {"score": name}
+        if shot == "exemplar":
+            part = part.assign(matched=part["matched"].map(len), copied=part["copied"].map(len))
+            columns |= {"matched": "matched", "copied": "copied"}
+        table = table.merge(part[[*keys, *columns]].rename(columns=columns), on=keys, validate="one_to_one")
+    return table
+
+
+def variability(table: pd.DataFrame) -> pd.DataFrame:
+    """Spread of the rubric score over seeds, by suite, checkpoint, temperature and term.
+
+    mean: over prompts and seeds; sd: standard deviation over seeds (n - 1) of a prompt's score, mean over prompts;
+    texts: share of different texts among the seeds of a prompt.
+    """
+    columns = [*_PLACE, "temperature", "term", "prompts", "seeds", "mean", "sd", "texts"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    per = table.groupby([*_PLACE, "temperature", "term", "prompt"], sort=False, dropna=False)
+    prompts = per.agg(
+        mean=("score", "mean"),
+        sd=("score", "std"),
+        texts=("text", lambda s: s.nunique() / len(s)),
+        seeds=("seed", "size"),
+    ).reset_index()
+    terms = prompts.groupby([*_PLACE, "temperature", "term"], sort=False, dropna=False)
+    out = terms.agg(
+        prompts=("prompt", "size"),
+        seeds=("seeds", "min"),
+        mean=("mean", "mean"),
+        sd=("sd", "mean"),
+        texts=("texts", "mean"),
+    )
+    return out.reset_index()[columns]
