@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 import models
 from bindscope.errors import MeasureError
 from bindscope.measure.attention import hooked
-from bindscope.measure.forward import Row, read
+from bindscope.measure.forward import Row, read, stream
 
 TOLERANCE = 1e-5
 
@@ -95,13 +95,16 @@ def test_batch_size_does_not_matter() -> None:
             np.testing.assert_allclose(a.band, b.band, atol=TOLERANCE)
 
 
-def test_progress_counts_every_row() -> None:
+def test_stream_gives_each_row_once_longest_first_and_as_read() -> None:
     model = models.build(*models.ARCHITECTURES["gpt_neox"])
-    seen: list[int] = []
+    rows = _rows()
     with hooked(model):
-        read(model, _rows(), batch_tokens=40, progress=seen.append)
-    assert sum(seen) == len(_rows())
-    assert len(seen) > 1
+        pairs, whole = list(stream(model, rows, batch_tokens=40)), read(model, rows)
+    assert sorted(i for i, _ in pairs) == list(range(len(rows)))
+    assert [len(rows[i]) for i, _ in pairs] == sorted(map(len, rows), reverse=True)
+    for i, reading in pairs:
+        for a, b in zip(reading.logprobs, whole[i].logprobs, strict=True):
+            np.testing.assert_allclose(a, b, atol=TOLERANCE)
 
 
 def test_vocabulary_projection_only_where_read() -> None:

@@ -78,6 +78,7 @@ def _tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             | {"term": "c", "prompt": "c/1", "eb_star": 0.9, "null_mean": np.nan, "excess": np.nan, "reason": None},
         ]
     )
+    binding["task"], binding["group"] = "recognition", "real"
     binding["position_excess"] = binding["excess"] - 0.05
     recognition = pd.DataFrame(
         [

@@ -111,7 +111,7 @@ def test_absent_and_one_token_are_named(words: PreTrainedTokenizerFast) -> None:
         locate(encoded, "screen reader")
     assert absent.value.reason == "absent"
     with pytest.raises(SpanError, match="single token") as single:
-        locate(encode(words, "it is for the", "off"), "for")
+        locate(encode(words, "it is a thing", "off"), "a")
     assert single.value.reason == "one token"
 
 

@@ -237,9 +237,7 @@ def test_bad_term_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_names_alone_and_texts_in_other_scripts_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "terms.yaml"
-    path.write_text(
-        "name: mine\nterms: [\u043f\u0440\u043e\u0433\u0440\u0430\u043c\u043c\u0430 \u044d\u043a\u0440\u0430\u043d\u0430, \u30b9\u30af\u30ea\u30fc\u30f3 \u8aad\u307f, na\u00efve guess]"
-    )
+    path.write_text("name: mine\nterms: [программа экрана, スクリーン 読み, naïve guess]", encoding="utf-8")
     assert len(read(path).select("mine")) == 3
 
 

@@ -103,11 +103,12 @@ def _plain(model: PreTrainedModel) -> Iterator[set[int]]:
 
 
 def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int) -> Iterator[list[int]]:
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (row, limit) in enumerate(zip(ids, limits, strict=True)):
-        groups[len(row), limit].append(i)
-    for (length, limit), members in sorted(groups.items(), reverse=True):
-        size = max(1, budget // (length + limit))
+    """Prompts of one length together, longest first; those that may grow longest stand first in their batch."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in sorted(range(len(ids)), key=lambda i: -limits[i]):
+        groups[len(ids[i])].append(i)
+    for length, members in sorted(groups.items(), reverse=True):
+        size = max(1, budget // (length + limits[members[0]]))
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
@@ -132,7 +133,7 @@ def _decode(
         logits_processor=LogitsProcessorList([watch]),
     )[:, rows.shape[1] :].tolist()
     near = watch.near.tolist()
-    return {i: (tokens, bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)}
+    return {i: (tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)}
 
 
 def _noise_seed(ids: Sequence[int], draw: Draw) -> int:

@@ -93,7 +93,11 @@ def _from_catalogue(name: str, row: dict[str, Any]) -> Suite:
     bos, note = row.get("bos", "default"), row.get("note", "")
     if kind == "package":
         folder = Path(str(resources.files("bindscope").joinpath(place)))
-        return replace(from_folder(folder, name), bos=bos, note=note)
+        found = from_folder(folder, name)
+        if words := row.get("tokenizer"):  # seeds of one suite share it
+            shared = str(resources.files("bindscope").joinpath(words.removeprefix("package:")))
+            found = replace(found, checkpoints=tuple(replace(ref, tokenizer=shared) for ref in found.checkpoints))
+        return replace(found, bos=bos, note=note)
     if kind == "gguf":
         package, file = place.split("/", 1)
         spec = find_spec(package)  # located, never imported: the package may need programs that we do not

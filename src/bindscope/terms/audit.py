@@ -48,7 +48,7 @@ def unmatched(table: pd.DataFrame) -> list[str]:
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: Term) -> dict[str, Any]:
-    alone = encode(tokenizer, term.name, "off")
+    alone = encode(tokenizer, term.surface, "off")
     bare = list(alone.ids)
     inside = encode(tokenizer, _SENTENCE.format(term.surface), "off")
     at, reason = _span(inside, term.surface)

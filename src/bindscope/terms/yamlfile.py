@@ -61,7 +61,7 @@ class Source:
         return 1 if node is None else int(node.start_mark.line) + 1
 
     def _unique(self, node: yaml.Node | None, visited: set[int]) -> None:
-        """YAML readers keep the last of two equal keys, silently. `visited`: a YAML alias can point back to its list."""
+        """YAML readers keep the last of two equal keys, silently. visited: an alias can point back to its own list."""
         if id(node) in visited:
             return
         visited.add(id(node))
