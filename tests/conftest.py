@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import models
+from bindscope.cli import main
 from bindscope.measure.prepare import neutral_text
 from bindscope.terms.library import library
 from bindscope.terms.prompts import build
@@ -38,6 +39,14 @@ def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 def words() -> PreTrainedTokenizerFast:
     """A small tokenizer trained on the library's prompts and the neutral text."""
     return models.tokenizer([p.text for p in build(library().select("accessibility"), "cloze")] + [neutral_text()])
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command of the README, run once."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    assert main(["run", "tiny", "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,8 @@ from bindscope.store import Store
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tiny") / "run"
-    assert main(["run", "tiny", "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def seen(ran: Path) -> pd.DataFrame:
-    return observations(Store(ran).read("binding"), Store(ran).read("recognition"))
+def seen(tiny_run: Path) -> pd.DataFrame:
+    return observations(Store(tiny_run).read("binding"), Store(tiny_run).read("recognition"))
 
 
 def invented(
@@ -78,8 +71,8 @@ def _value(frame: pd.DataFrame, quantity: str, reading: str) -> pd.Series:
     return rows.iloc[0]
 
 
-def test_every_question_meets_its_own_score(ran: Path, seen: pd.DataFrame) -> None:
-    binding, recognition = Store(ran).read("binding"), Store(ran).read("recognition")
+def test_every_question_meets_its_own_score(tiny_run: Path, seen: pd.DataFrame) -> None:
+    binding, recognition = Store(tiny_run).read("binding"), Store(tiny_run).read("recognition")
     assert len(seen) == 12 * 11 * 5
     for row in seen.iloc[::37].to_dict("records"):
         mine = recognition[
@@ -109,9 +102,9 @@ def test_the_published_statistic_is_scipys_on_all_pairs(seen: pd.DataFrame) -> N
     assert late["value"] == pytest.approx(spearmanr(part["eb_star"], part["accuracy"]).statistic)
 
 
-def test_tiny_is_go_as_published_and_nothing_as_controlled(ran: Path) -> None:
+def test_tiny_is_go_as_published_and_nothing_as_controlled(tiny_run: Path) -> None:
     """What the suite was made to show: both series rise over training, and that is all they share."""
-    found = analyse(Store(ran))
+    found = analyse(Store(tiny_run))
     assert found.gate["go"].tolist() == [True]
     frame = found.results[found.results["suite"] == "tiny"]
     published = _value(frame, "rho(EB*, accuracy), all checkpoints", "published")
@@ -298,8 +291,8 @@ def test_layers_are_means_over_questions() -> None:
     assert row["n"] == len(part)
 
 
-def test_rows_twice_are_refused(ran: Path) -> None:
-    binding, recognition = Store(ran).read("binding"), Store(ran).read("recognition")
+def test_rows_twice_are_refused(tiny_run: Path) -> None:
+    binding, recognition = Store(tiny_run).read("binding"), Store(tiny_run).read("recognition")
     with pytest.raises(StoreError, match="recognition table holds 1 rows twice"):
         observations(binding, pd.concat([recognition, recognition.iloc[:1]]))
     with pytest.raises(StoreError, match="no recognition"):
@@ -312,18 +305,18 @@ def test_thresholds_need_a_rise() -> None:
         thresholds(np.array([[1.0, 0.5]]), 0.5)
 
 
-def test_command(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["analyse", str(ran)]) == 0
+def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyse", str(tiny_run)]) == 0
     shown = capsys.readouterr().out
     for part in ("As published:", "Controlled:", "Gate of the study: go", "over runs: one training run", "claims.csv"):
         assert part in shown
-    frame = pd.read_csv(ran / "analysis" / "claims.csv")
+    frame = pd.read_csv(tiny_run / "analysis" / "claims.csv")
     assert {"suite", "claim", "quantity", "reading", "value", "low", "high", "p", "q", "n", "unit", "method"} <= set(
         frame
     )
     adjusted = frame[frame["p"].notna()]
     assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()
-    assert main(["analyse", str(ran), "--json"]) == 0
+    assert main(["analyse", str(tiny_run), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"claims", "sentences", "gate", "emergence", "layers"}
 
 

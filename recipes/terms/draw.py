@@ -16,10 +16,10 @@ kitchen ticket engine jacket button island forest pocket camera circle corner di
 horse lemon letter machine mountain museum needle novel ocean oven paper pepper piano picture pilot planet plate potato
 rabbit radio rain ring roof rope sand shirt shoe snow soap sofa soup spoon stone storm sugar summer sweater table tooth
 tower train truck tunnel umbrella uncle valley village wall weather wheel wind wood yard balcony bicycle bread brick
-butter castle chair cheese clock cloud coffee dust fence flower glove""".split()
+butter castle chair cheese clock cloud coffee dust fence flower glove""".split()  # noqa: SIM905
 TWO = """biscuit penguin sparrow lemonade toothbrush watermelon pancake muffin typewriter armchair orchard vineyard
 octopus giraffe bonfire thistle slippers postcard bandage jellyfish toothpaste parrot hedgehog roundabout seaweed puddle
-squirrels sunflower""".split()
+squirrels sunflower""".split()  # noqa: SIM905
 PUT_ASIDE = {
     "snow shoe", "forest island", "garden valley", "pocket novel", "sunflower bread", "mirror letter", "pepper biscuit",
 }  # fmt: skip
