@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bindscope.report.figures import emergence, svg
+from bindscope.report.tables import tables
 from bindscope.stats.observations import studied
 from bindscope.stats.summary import by_checkpoint, excluded, without_null
 from bindscope.store import RunFile, Store
@@ -43,7 +44,10 @@ def write(store: Store) -> Path:
         study=run.study,
         rotated="rotation" in recognition and bool((recognition["rotation"] > 0).any()),
         version=version("bindscope"),
-        suites=[_suite(str(name), part) for name, part in summary.groupby("suite", sort=False)],
+        suites=[
+            _suite(str(name), part) | {"tables": list(tables(store, str(name), number))}
+            for name, part in summary.groupby("suite", sort=False)
+        ],
         missing=[u.checkpoint.label for u in run.units if u.status != "done"],
         units=len(run.units),
         bare=without_null(binding).to_dict("records") if not binding.empty else [],

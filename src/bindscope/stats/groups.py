@@ -53,6 +53,8 @@ def _difference(part: pd.DataFrame, group: str) -> dict[str, object]:
     if group == "real":
         return empty
     both = part[part["group"].isin(["real", group])]
+    if not (both["group"] == "real").any():
+        return empty | {"reason": f"no term has {part['k'].iloc[0]} tokens"}
     try:
         found = stratified_difference(both["eb_star"], both["group"] == "real", both["frame"], both["term"])
     except Undefined as error:

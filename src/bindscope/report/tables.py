@@ -1,0 +1,103 @@
+"""Stored tables -> the tables of the page, at the last checkpoint of each suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from bindscope.stats.behavior import gains, positions, variability
+from bindscope.stats.groups import by_group
+from bindscope.stats.resample import Interval, cluster_mean
+from bindscope.store import Store
+
+Number = Callable[[Any], str]
+
+
+def last(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
+    """The rows of a suite's last checkpoint."""
+    part = frame[frame["suite"] == suite] if "suite" in frame else frame
+    return part if part.empty else part[part["revision"] == part["revision"].iloc[-1]]
+
+
+def tables(store: Store, suite: str, number: Number) -> Iterator[dict[str, Any]]:
+    """What the run measured beside the curves: title, note, head and rows of text, a table each."""
+    yield from _controls(last(by_group(store.read("binding")), suite), number)
+    yield from _positions(last(positions(store.read("recognition")), suite), number)
+    yield from _few_shot(last(gains(store.read("generation"), store.read("few_shot")), suite), number)
+    yield from _sampling(last(variability(store.read("variability")), suite), number)
+
+
+def _span(row: dict[Any, Any], name: str, number: Number) -> str:
+    if pd.isna(row[name]):
+        return str(row.get("reason") or "")
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return number(row[name]) + ("" if pd.isna(low) else f" [{number(low)}, {number(high)}]")
+
+
+def _controls(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
+    if frame.empty or set(frame["group"]) <= {"real"}:
+        return
+    rows = [
+        [f"{r['group']}, {r['k']} tokens", str(r["terms"]), _span(r, "eb_star", number), number(r["eb_star_mass"]),
+         _span(r, "excess", number), _span(r, "difference", number) if r["group"] != "real" else ""]
+        for r in frame.sort_values(["k"], kind="stable").to_dict("records")
+    ]  # fmt: skip
+    yield {
+        "title": "Terms and controls in the same sentences",
+        "note": "The last column compares at equal token counts within each sentence; brackets: 95% interval.",
+        "head": ["Group", "Expressions", "EB*", "EB*_mass", "Excess", "EB* of terms less group"],
+        "rows": rows,
+    }
+
+
+def _positions(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
+    if frame.empty:
+        return
+    yield {
+        "title": "Accuracy by the place of the right answer",
+        "note": f"Without a preference each place is chosen in {number(1 / frame['places'].iloc[0])} of the questions.",
+        "head": ["Place", "Questions with gold there", "Accuracy", "How often the place is chosen"],
+        "rows": [
+            [r["position"], str(r["n"]), number(r["accuracy"]), number(r["chosen"])] for r in frame.to_dict("records")
+        ],
+    }
+
+
+def _few_shot(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
+    if frame.empty:
+        return
+    rows = []
+    for column, label in (
+        ("zero", "none"), ("exemplar", "the term's own"), ("paraphrased", "paraphrased, without keywords"),
+        ("mismatched", "another term's"),
+    ):  # fmt: skip
+        found = cluster_mean(frame[column], frame["term"])
+        gain = cluster_mean(frame[column] - frame["zero"], frame["term"])
+        rows.append([label, _whole(found, number), "" if column == "zero" else _whole(gain, number)])
+    copied, matched = int(frame["copied"].sum()), int(frame["matched"].sum())
+    yield {
+        "title": "Generation behind an exemplar",
+        "note": f"Of {matched} keywords in the answers behind the term's own exemplar {copied} stand in the exemplar.",
+        "head": ["Exemplar in front", "Rubric score", "Gain"],
+        "rows": rows,
+    }
+
+
+def _whole(found: Interval, number: Number) -> str:
+    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def _sampling(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
+    if frame.empty:
+        return
+    yield {
+        "title": "Sampling",
+        "note": "Spread: standard deviation over seeds of a prompt's score, mean over prompts.",
+        "head": ["Temperature", "Rubric score", "Spread", "Different texts"],
+        "rows": [
+            [str(t), number(part["mean"].mean()), number(part["sd"].mean()), number(part["texts"].mean())]
+            for t, part in frame.groupby("temperature")
+        ],
+    }
