@@ -1,11 +1,12 @@
 """Chooses the wrong answers of a term file: rewrites its `wrong_from` lines in place.
 
-    python recipes/terms/assign.py src/bindscope/data/terms/accessibility.yaml
+    python recipes/terms/assign.py src/bindscope/data/terms/accessibility.yaml a11y-41
 
-Within a kind of question every answer is right once and wrong three times, so a guesser who looks only at the choices
-cannot beat chance. An answer is never offered to a term that is `near`, nor where it holds a word of the term (the
-right answer never does). Seeds are tried until neither the longest nor the shortest choice is right more or less often
-than chance (two-sided binomial p > 0.2).
+Within a kind of question every answer of the set (of all terms where none is named) is right once and wrong three
+times, so a guesser who looks only at the choices cannot beat chance; terms outside the set take their wrong answers
+from it. An answer is never offered to a term that is `near`, nor where it holds a word of the term (the right answer never
+does). Seeds are tried until neither the longest nor the shortest choice is right more or less often than chance
+(two-sided binomial p > 0.2).
 """
 
 from __future__ import annotations
@@ -59,15 +60,20 @@ def permutation(barred: list[set[int]], rng: Random) -> list[int]:
     return [j for _, j in sorted((i, j) for j, i in owner.items())]
 
 
-def assign(terms: Terms, kinds: list[str], seed: int) -> dict[tuple[int, str], list[str]]:
+def assign(terms: Terms, members: set[str], kinds: list[str], seed: int) -> dict[tuple[int, str], list[str]]:
     """(term, kind) -> names of the terms whose answers are the wrong choices."""
     rng, out = Random(seed), {}
     for kind in kinds:
         barred = forbidden(terms, kind)
+        inside = [i for i, term in enumerate(terms) if term["name"] in members]
+        local = [{inside.index(j) for j in barred[i] if j in inside} for i in inside]
         for _ in range(WRONG):
-            for i, j in enumerate(permutation(barred, rng)):
-                out.setdefault((i, kind), []).append(terms[j]["name"])
-                barred[i] = barred[i] | {j}
+            for i, j in enumerate(permutation(local, rng)):
+                out.setdefault((inside[i], kind), []).append(terms[inside[j]]["name"])
+                local[i] = local[i] | {j}
+        for i in set(range(len(terms))) - set(inside):
+            free = [terms[j]["name"] for j in inside if j not in barred[i]]
+            out[i, kind] = rng.sample(free, WRONG)
     return out
 
 
@@ -84,12 +90,14 @@ def gives_away(terms: Terms, chosen: dict[tuple[int, str], list[str]]) -> bool:
     return False
 
 
-def main(path: Path) -> None:
+def main(path: Path, name: str | None) -> None:
     text = path.read_text(encoding="utf-8")
-    terms = [t for t in yaml.safe_load(text)["terms"] if t.get("recognition")]
+    file = yaml.safe_load(text)
+    terms = [t for t in file["terms"] if t.get("recognition")]
+    members = set(file["sets"][name]) if name else {t["name"] for t in terms}
     kinds = [q["kind"] for q in terms[0]["recognition"]]
     seed = 0
-    while gives_away(terms, chosen := assign(terms, kinds, seed)):
+    while gives_away(terms, chosen := assign(terms, members, kinds, seed)):
         seed += 1
     order = iter([sorted(chosen[i, q["kind"]]) for i, t in enumerate(terms) for q in t["recognition"]])
     path.write_text(re.sub(r"wrong_from: \[.*\]", lambda _: f"wrong_from: [{', '.join(next(order))}]", text), "utf-8")
@@ -97,4 +105,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)

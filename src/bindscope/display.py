@@ -239,7 +239,7 @@ def audit_table(table: pd.DataFrame) -> None:
 def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
     """Expressions by group and k, and which comparisons have no match."""
     table = Table(title=f"{escape(name)}: expressions by tokens (k)", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("group")
+    table.add_column("group", no_wrap=True)
     for k in counts.columns:
         table.add_column(f"k={k}", justify="right")
     for group, row in counts.iterrows():

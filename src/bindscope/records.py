@@ -84,7 +84,8 @@ class Prompt:
     `id` is unique in a run and begins with the term. `rotation` 0 is the one whose binding is measured: in other
     rotations only text after the first occurrence of the term differs, which causal attention cannot see. A carrier
     is a sentence that any expression fits; `group` is "real" or the control group of its expression. `shot` says what
-    stands in front of a generation prompt, `exemplar` is that sentence, `exemplar_term` whose it is.
+    stands in front of a generation prompt, `exemplar` is that sentence, `exemplar_term` whose it is. `question` is the
+    id that rotations of one question, or the shots of one opening, share; the prompt's own id where it has none.
     """
 
     id: str
@@ -103,6 +104,12 @@ class Prompt:
     shot: Shot = "zero"
     exemplar: str = ""
     exemplar_term: str = ""
+    question: str = ""
+
+    @property
+    def shared(self) -> str:
+        """What is asked, whatever the rotation or the shot."""
+        return self.question or self.id
 
     @property
     def binds(self) -> bool:

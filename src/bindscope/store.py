@@ -99,9 +99,12 @@ class Store:
             return ""
         try:
             table = pq.read_table(path, page_checksum_verification=True)
-            found = _metadata(table.schema)["key"]
+            meta = _metadata(table.schema)
+            found, schema = meta["key"], meta["schema"]
         except _FAULTS as error:
             return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"
+        if schema != SCHEMA_VERSION:
+            return f"{path} is of schema {schema}, this version reads {SCHEMA_VERSION}: run `bindscope run` again"
         return table if found == key else f"{path} holds another result (key {found[:16]}): measured again"
 
     def write(self, ref: CheckpointRef, key: str, result: Measurement, provenance: Provenance) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -81,38 +81,53 @@ class Study(BaseModel):
             raise ValueError(f"a prompt file has its own {', '.join(sorted(asked))}; leave it out beside `prompts`")
         return self
 
-    def library(self) -> Library:
-        """The shipped library, joined by the term files that the study names."""
-        whole = library()
-        for name in self.terms:
-            if name.endswith((".yaml", ".yml")):
-                whole = whole.joined(read(Path(name)))
-        return whole
+    def _libraries(self) -> list[Library]:
+        """The shipped library, then the term files that the study names. A set belongs to one of them."""
+        found = [library()]
+        for name in dict.fromkeys((*self.terms, *self.controls)):
+            if _is_file(name):
+                new = read(Path(name))
+                if taken := [s for s in new.sets if any(s in other.sets for other in found)]:
+                    raise RequestError(f"{name}: there is a set called {taken[0]!r} already; rename it")
+                found.append(new)
+        return found
 
     def selected(self) -> tuple[Term, ...]:
-        """The terms that the study names."""
-        whole, found = self.library(), dict[str, Term]()
-        for name in self.terms:
-            part = read(Path(name)).terms.values() if name.endswith((".yaml", ".yml")) else whole.select(name)
-            found |= {term.name: term for term in part}
-        return tuple(found.values())
+        """The terms that the study names. Raises RequestError where two different terms have one name."""
+        return _select(self.terms, self._libraries())
+
+    def groups(self) -> dict[str, tuple[Term, ...]]:
+        """The control groups. A file is one group by its own name, or, where it has sets, a group for each."""
+        libraries, out = self._libraries(), dict[str, tuple[Term, ...]]()
+        for name in self.controls:
+            if _is_file(name):
+                whole, *sets = read(Path(name)).sets
+                out |= {group: _select((group,), libraries) for group in sets or [whole]}
+            else:
+                out[name] = _select((name,), libraries)
+        return out
 
     def build_prompts(self) -> tuple[Prompt, ...]:
         """Its prompts, from terms or from its file.
 
-        Raises RequestError where generation is asked for and a term has no rubric, or there is nothing to generate.
+        Raises RequestError where there are none, or none for a measure that is asked for, and where generation is asked
+        for and a term has no rubric.
         """
         prompts = tuple(self._prompts())
         check_unique(prompts)
+        if not prompts:
+            raise RequestError("the study has no prompts; name terms that have questions, openings or a name to carry")
+        openings = {p.shared: p for p in prompts if p.task == "generation" and p.shot == "zero"}
         if "generation" in self.measures:
-            openings = [p for p in prompts if p.task == "generation"]
             if not openings:
                 raise RequestError("generation is asked for, but no term has a generation prompt; leave it out")
-            if bare := next((p for p in openings if p.rubric is None), None):
+            if bare := next((p for p in prompts if p.task == "generation" and p.rubric is None), None):
                 raise RequestError(
                     f"generation is asked for, but the term {bare.term!r} has no rubric, so its answers cannot be "
                     "scored; add `rubric` with keywords, or leave generation out of `measures`"
                 )
+        if "few_shot" in self.measures:
+            _check_shots(prompts, set(openings))
         return prompts
 
     def _prompts(self) -> Iterator[Prompt]:
@@ -123,16 +138,14 @@ class Study(BaseModel):
         yield from build(terms, self.format, self._order())
         if "few_shot" in self.measures:
             yield from few_shot(terms)
-        frames = self.frames or ("carriers" if self.controls else None)
-        if frames is None:
-            return
-        yield from carriers(terms, frames)
-        taken = {term.name: "terms" for term in terms}
-        for group in self.controls:
-            members = self.library().select(group)
+        frames = self.frames or "carriers"
+        bare = tuple(term for term in terms if not term.questions and not term.openings)
+        yield from carriers(terms if self.frames or self.controls else bare, frames)
+        taken = {term.name: "the terms" for term in terms}
+        for group, members in self.groups().items():
             for term in members:
-                if taken.setdefault(term.name, group) != group:
-                    raise RequestError(f"{term.name!r} is in {taken[term.name]} and in the control group {group!r}")
+                if (other := taken.setdefault(term.name, group)) != group:
+                    raise RequestError(f"{term.name!r} is in {other} and in the control group {group!r}")
             yield from carriers(members, frames, group)
 
     def _order(self) -> Order:
@@ -143,6 +156,40 @@ class Study(BaseModel):
         if self.prompts is not None:
             return Protocol(format=None, order=None, bos=self.bos or bos)
         return Protocol(format=self.format, order=self._order(), bos=self.bos or bos)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _select(names: Iterable[str], libraries: Sequence[Library]) -> tuple[Term, ...]:
+    """Terms by set, term or file name, in the order given."""
+    found: dict[str, Term] = {}
+    for name in names:
+        if _is_file(name):
+            part: Iterable[Term] = read(Path(name)).terms.values()
+        else:
+            home = next((lib for lib in reversed(libraries) if name in lib.sets or name in lib.terms), None)
+            if home is None:
+                raise UnknownName("term set", name, [n for lib in libraries for n in (*lib.sets, *lib.terms)])
+            part = home.select(name)
+        for term in part:
+            if found.setdefault(term.name, term) != term:
+                raise RequestError(f"two different terms are called {term.name!r}; rename one or select one only")
+    return tuple(found.values())
+
+
+def _check_shots(prompts: Iterable[Prompt], openings: set[str]) -> None:
+    """Every kind of exemplar that occurs stands before every opening, and the term's own occurs."""
+    behind: dict[str, set[str]] = {}
+    for p in prompts:
+        if p.shot != "zero":
+            behind.setdefault(p.shot, set()).add(p.shared)
+    if "exemplar" not in behind:
+        raise RequestError("few_shot is asked for, but no prompt has shot 'exemplar'; add them, or leave few_shot out")
+    for shot, questions in behind.items():
+        if odd := sorted(questions ^ openings):
+            raise RequestError(f"few_shot: the opening {odd[0]!r} and its {shot!r} prompt do not come in a pair")
 
 
 def names() -> list[str]:
@@ -165,6 +212,8 @@ def load(name: str) -> Study:
 def _beside(study: Study, base: Path) -> Study:
     """Paths are the study file's: suites, term files and prompt files are looked for beside it."""
     suites = tuple(str(base / name) if (base / name).exists() else name for name in study.suites)
-    terms = tuple(str(base / name) if name.endswith((".yaml", ".yml")) else name for name in study.terms)
+    terms, controls = (
+        tuple(str(base / name) if _is_file(name) else name for name in found) for found in (study.terms, study.controls)
+    )
     prompts = None if study.prompts is None else base / study.prompts
-    return study.model_copy(update={"suites": suites, "terms": terms, "prompts": prompts})
+    return study.model_copy(update={"suites": suites, "terms": terms, "controls": controls, "prompts": prompts})

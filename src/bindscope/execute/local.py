@@ -14,7 +14,7 @@ from typing import Protocol as Interface
 
 from bindscope.errors import BindscopeError, RequestError, StoreError
 from bindscope.measure.attention import NAME
-from bindscope.measure.checkpoint import measure, steps, tables, used
+from bindscope.measure.checkpoint import READ, key_parts, measure, steps, tables
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.files import Sources, identify
 from bindscope.models.load import Loaded, load, pick_device, pick_dtype
@@ -100,7 +100,7 @@ def _keys(study: Study, sources: Sources, prompts: tuple[Prompt, ...], protocol:
     device = pick_device()
     dtype = str(pick_dtype(study.dtype, device)).removeprefix("torch.")
     return {
-        name: result_key(sources.identity, dtype, device, name, used(name, prompts), protocol)
+        name: result_key(sources.identity, dtype, device, *key_parts(name, prompts, protocol))
         for name in tables(study.measures)
     }
 
@@ -115,12 +115,16 @@ def _measure(
     keys: dict[str, str],
     watcher: Watcher,
 ) -> None:
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    """Measure and store what is missing, a pass after the other, so that a later fault loses nothing."""
     loaded = load(ref, bos=protocol.bos, dtype=study.dtype, sources=sources)
-    results, check = measure(loaded, prompts, protocol, keys, watcher.progress)
-    provenance = _provenance(loaded, sources, protocol, check, started, time.monotonic() - clock)
-    for result in results:
-        store.write(ref, keys[result.measure], result, replace(provenance, notes=(*provenance.notes, *result.notes)))
+    passes = [[name for name in READ if name in keys], *([name] for name in keys if name not in READ)]
+    for names in filter(None, passes):
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        results, check = measure(loaded, prompts, protocol, names, watcher.progress)
+        provenance = _provenance(loaded, sources, protocol, check, started, time.monotonic() - clock)
+        for result in results:
+            notes = (*provenance.notes, *result.notes)
+            store.write(ref, keys[result.measure], result, replace(provenance, notes=notes))
 
 
 def _provenance(

@@ -56,6 +56,7 @@ class Bindings:
         span, prompt = item.span, item.prompt
         return {
             "prompt": prompt.id,
+            "question": prompt.shared,
             "term": prompt.term,
             "group": prompt.group,
             "task": prompt.task,
@@ -116,7 +117,8 @@ def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
 
 
 _IDENTITY = (
-    "prompt", "term", "group", "task", "kind", "n_tokens", "k", "span", "span_strings", "occurrences", "reason",
+    "prompt", "question", "term", "group", "task", "kind", "n_tokens", "k", "span", "span_strings",
+    "occurrences", "reason",
 )  # fmt: skip
 #: Columns of a prompt whose term has a span; all None where it has none.
 _MEASURED = (

@@ -14,12 +14,13 @@ variability  a row per generation prompt, temperature and seed
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from bindscope.measure import binding as b
 from bindscope.measure.attention import hooked
 from bindscope.measure.bindings import Bindings
 from bindscope.measure.forward import Row, read, stream
-from bindscope.measure.generation import SEEDS, TEMPERATURES, Draw, distinct, written_table
+from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, distinct, token_limits, written_table
 from bindscope.measure.prepare import Item, neutral_rows, prepare
 from bindscope.measure.recognition import continuation, recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
@@ -50,6 +51,15 @@ def used(table: str, prompts: Iterable[Prompt]) -> list[Prompt]:
     return [p for p in prompts if p.binds]
 
 
+def key_parts(table: str, prompts: Iterable[Prompt], protocol: Protocol) -> tuple[str, list[Prompt], Protocol]:
+    """What of the request changes a table, for its key: name and constants, prompts, protocol."""
+    chosen = used(table, prompts)
+    if table not in WRITTEN:
+        return table, [replace(p, rubric=None, max_tokens=None) for p in chosen], protocol
+    grid = [(draw.temperature, draw.seed) for draw in _draws(table)]
+    return f"{table} {grid} {MAX_TOKENS}", chosen, replace(protocol, format=None, order=None)
+
+
 def steps(names: Collection[str], prompts: Sequence[Prompt]) -> int:
     """How often `measure` reports progress for these tables."""
     total = sum(p.shot == "zero" for p in prompts) if set(names) & set(READ) else 0
@@ -76,6 +86,7 @@ def measure(
     check = self_check(loaded.model)
     items = [prepare(loaded, prompt) for prompt in prompts]
     by_id = {item.prompt.id: item for item in items}
+    token_limits(loaded, [i for name in WRITTEN if name in names for i in (by_id[p.id] for p in used(name, prompts))])
     found: list[Measurement] = []
     if set(names) & set(READ):
         found += _read(loaded, [i for i in items if i.prompt.shot == "zero"], protocol, check.packed, progress)

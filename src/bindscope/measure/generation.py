@@ -34,8 +34,9 @@ SEEDS = (42, 123, 456, 789, 1024)
 MAX_TOKENS = 20
 #: Prompt and new tokens in one batch.
 BATCH_TOKENS = 4096
-#: Logits closer than this can change places between a batch and a single row; the rounding of each dtype at 32.
-_NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+#: Logits closer than this can change places between a batch and a single row: in float32 the first holds, in shorter
+#: formats the second, times the standard deviation of the logits and the spacing of numbers near 1.
+_NEAR, _NEAR_SPACINGS = 1e-3, 8.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _decode(
 ) -> dict[int, tuple[list[int], bool]]:
     """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
     rows = torch.tensor([list(ids[i]) for i in batch], device=model.device)
-    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], [draws[i] for i in batch], ends, rows.shape[1])
+    each, spacing = [draws[i] for i in batch], torch.finfo(model.dtype).eps
+    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], each, ends, rows.shape[1], spacing)
     new = model.generate(
         rows,
         attention_mask=torch.ones_like(rows),
@@ -145,8 +147,8 @@ def _noise_seed(ids: Sequence[int], draw: Draw) -> int:
 class _Watch(LogitsProcessor):  # type: ignore[misc]
     """Adds each row's noise, and notes rows in which the best two came close before the text ended."""
 
-    def __init__(self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int) -> None:
-        self.draws, self.ends, self.start = draws, ends, start
+    def __init__(self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int, spacing: float) -> None:
+        self.draws, self.ends, self.start, self.spacing = draws, ends, start, spacing
         self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.near = torch.zeros(len(draws), dtype=torch.bool)
 
@@ -157,8 +159,8 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
                 "the model gives logits that are not finite while it writes; use float32 or bfloat16 (float16 "
                 "overflows on some models)"
             )
-        close = torch.full((len(self.draws),), _NEAR[scores.dtype])
         scores = scores.float()
+        close = (_NEAR_SPACINGS * self.spacing * scores.std(-1)).clamp(min=_NEAR).cpu()
         for b, draw in enumerate(self.draws):
             if draw.temperature > 0:
                 u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
@@ -171,7 +173,7 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-def encoded_limits(loaded: Loaded, items: Sequence[Item]) -> list[int]:
+def token_limits(loaded: Loaded, items: Sequence[Item]) -> list[int]:
     """New tokens allowed for each prompt. Raises PromptError where prompt and answer exceed the model's context."""
     limits = []
     for item in items:
@@ -193,7 +195,7 @@ def written_table(
     progress: Callable[[int], None] | None = None,
 ) -> Measurement:
     """One row per prompt and draw: the text, its rubric score, what it matched, what of that stood in the exemplar."""
-    limits = encoded_limits(loaded, items)
+    limits = token_limits(loaded, items)
     jobs = [(i, draw) for draw in distinct(draws) for i in range(len(items))]
     found = write(
         loaded.model,
@@ -218,6 +220,7 @@ def _row(loaded: Loaded, item: Item, draw: Draw, written: Written) -> Mapping[st
     score, good, bad = rubric_score(text, prompt.rubric)
     return {
         "prompt": prompt.id,
+        "question": prompt.shared,
         "term": prompt.term,
         "kind": prompt.kind,
         "shot": prompt.shot,

@@ -92,6 +92,7 @@ def recognition_row(
     alone = [unconditional[choice] for choice in prompt.choices]
     row: dict[str, Any] = {
         "prompt": prompt.id,
+        "question": prompt.shared,
         "term": prompt.term,
         "kind": prompt.kind,
         "format": prompt.format,

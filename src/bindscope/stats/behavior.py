@@ -8,6 +8,7 @@ import pandas as pd
 from bindscope.stats.resample import cluster_mean
 
 _PLACE = ["suite", "revision", "step"]
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SHOTS = {"exemplar": "exemplar", "paraphrase": "paraphrased", "mismatched": "mismatched"}
 
 
@@ -18,17 +19,27 @@ def behavior(recognition: pd.DataFrame, generation: pd.DataFrame) -> pd.DataFram
     rotations, score per token), generation (mean rubric score), beh, and `reason` where one of the two is missing; beh
     is then missing too, since means over different things are not compared.
     """
-    if recognition.empty:
-        return pd.DataFrame(columns=[*_PLACE, "term", "recognition", "generation", "beh", "reason"])
     keys = [*_PLACE, "term"]
-    known = recognition.groupby(keys, sort=False, dropna=False)["correct_per_token"].mean().rename("recognition")
-    table = known.to_frame()
-    table["generation"] = (
-        np.nan if generation.empty else generation.groupby(keys, sort=False, dropna=False)["score"].mean()
-    )
+    parts = []
+    for frame, column, name in (
+        (recognition, "correct_per_token", "recognition"), (generation, "score", "generation")
+    ):  # fmt: skip
+        means = pd.DataFrame(columns=[*keys, name]) if frame.empty else (
+            frame.groupby(keys, sort=False, dropna=False)[column].mean().rename(name).reset_index()
+        )  # fmt: skip
+        parts.append(means)
+    kept = [part for part in parts if not part.empty]
+    if not kept:
+        return pd.DataFrame(columns=[*keys, "recognition", "generation", "beh", "reason"])
+    table = kept[0] if len(kept) == 1 else kept[0].merge(kept[1], on=keys, how="outer", sort=False)
+    for name in ("recognition", "generation"):
+        table[name] = table[name].astype(float) if name in table else np.nan
     table["beh"] = (table["recognition"] + table["generation"]) / 2
-    table["reason"] = table["generation"].map(lambda v: "no generated answers are stored" if pd.isna(v) else None)
-    return table.reset_index()
+    reasons = {"recognition": "no recognition questions are stored", "generation": "no generated answers are stored"}
+    table["reason"] = None
+    for name, reason in reasons.items():
+        table.loc[table[name].isna(), "reason"] = reason
+    return table
 
 
 def positions(recognition: pd.DataFrame) -> pd.DataFrame:
@@ -47,7 +58,7 @@ def positions(recognition: pd.DataFrame) -> pd.DataFrame:
             here = part[part["gold"] == position]
             rows.append({
                 **dict(zip(_PLACE, place, strict=True)),
-                "position": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[position],
+                "position": _LETTERS[position] if position < len(_LETTERS) else str(position + 1),
                 "n": len(here),
                 "accuracy": float(here["correct_per_token"].mean()) if len(here) else np.nan,
                 "chosen": float((part["predicted_per_token"] == position).mean()),
@@ -84,18 +95,18 @@ def gains(generation: pd.DataFrame, few_shot: pd.DataFrame) -> pd.DataFrame:
     """
     if generation.empty or few_shot.empty:
         return pd.DataFrame()
-    keys = [*_PLACE, "prompt"]
-    table = generation[[*keys, "term", "kind", "score"]].rename(columns={"score": "zero"})
-    behind = few_shot.assign(prompt=few_shot["prompt"].str.replace(r"/[a-z]+$", "", regex=True))
+    keys = [*_PLACE, "question"]
+    table = generation[[*keys, "prompt", "term", "kind", "score"]].rename(columns={"score": "zero"})
     for shot, name in _SHOTS.items():
-        part = behind[behind["shot"] == shot]
+        part = few_shot[few_shot["shot"] == shot]
         if part.empty:
             continue
         columns = {"score": name}
         if shot == "exemplar":
             part = part.assign(matched=part["matched"].map(len), copied=part["copied"].map(len))
             columns |= {"matched": "matched", "copied": "copied"}
-        table = table.merge(part[[*keys, *columns]].rename(columns=columns), on=keys, validate="one_to_one")
+        behind = part[[*keys, *columns]].rename(columns=columns)
+        table = table.merge(behind, on=keys, validate="one_to_one")
     return table
 
 

@@ -68,7 +68,7 @@ def _validity(carried: pd.DataFrame | None) -> Iterator[Result]:
 
 
 def _unlocked(gained: pd.DataFrame | None) -> Iterator[Result]:
-    if gained is None or gained.empty:
+    if gained is None or gained.empty or "exemplar" not in gained:
         yield from _not_here("C3", "unlockability", "few-shot minus zero-shot score", "the run has no few-shot answers")
         return
     yield from exemplars(gained[gained["revision"] == gained["revision"].iloc[-1]])
@@ -97,6 +97,11 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
                 "C1-A" if name == "all checkpoints" else "C4-A", f"rho(EB*, behavior), {name}", "published",
                 "prompt x checkpoint", "Spearman over questions (accuracy) and openings (rubric score), pairs taken as "
                 "independent", len(part), partial(_published, part, "behavior"),
+            )  # fmt: skip
+            yield row(
+                "C1-A" if name == "all checkpoints" else "C4-A",
+                f"rho(EB*, behavior), {name}, within checkpoints and tasks", "controlled", "prompt x checkpoint",
+                "Spearman, ranked within each checkpoint and task, terms redrawn", len(part), partial(_within_tasks, part),
             )  # fmt: skip
     table = table[table["task"] == "recognition"]
     for name, part in windows(table).items():
@@ -127,6 +132,11 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
 
 def _published(part: pd.DataFrame, known: str) -> dict[str, Any]:
     return _plain(spearman(part["eb_star"], part[known]))
+
+
+def _within_tasks(part: pd.DataFrame) -> dict[str, Any]:
+    blocks = part["t"].astype(str) + part["task"]
+    return _interval(clustered_spearman(part["eb_star"], part["behavior"], part["term"], within=blocks))
 
 
 def _plain(found: Any) -> dict[str, Any]:
@@ -269,6 +279,8 @@ def emergence(table: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
     Raises Undefined where a threshold cannot be set.
     """
     names, eb, known = series(table)
+    if not names:
+        raise Undefined("no term has binding and behavior at every checkpoint")
     steps = _steps(table)
     out = pd.DataFrame({"term": names})
     for label, values in (("binding", eb), ("knowing", known)):

@@ -36,28 +36,24 @@ def observations(
     for name, table in (("binding", binding), ("recognition", recognition)):
         if doubled := int(table.duplicated(["suite", "revision", "prompt"]).sum()):
             raise StoreError(f"the stored {name} table holds {doubled} rows twice; nothing is averaged over them")
-    known = recognition.assign(question=_question(recognition))
     keys = ["suite", "revision", "question"]
-    scores = known.groupby(keys, sort=False).agg(
+    scores = recognition.groupby(keys, sort=False).agg(
         accuracy=("correct_per_token", "mean"), margin=("margin_per_token", "mean"), choices=("choices", "first")
     )
     scores = scores.assign(behavior=scores["accuracy"], chance=1 / scores["choices"].map(len)).reset_index()
+    tasks = ["recognition"]
     if generation is not None and not generation.empty:
-        written = generation.rename(columns={"prompt": "question", "score": "behavior"})[[*keys, "behavior"]]
+        tasks.append("generation")
+        written = generation.rename(columns={"score": "behavior"})[[*keys, "behavior"]]
         scores = pd.concat([scores, written], ignore_index=True)
-    bound = binding[binding["task"] != "carrier"]
-    bound = bound.assign(question=_question(bound.assign(rotation=0)))
-    table = bound.merge(scores, on=keys, how="inner", validate="one_to_one")
+    bound = binding[binding["task"].isin(tasks)]
+    table = bound.merge(scores, on=keys, how="left", validate="one_to_one", indicator=True)
+    if lost := int((table["_merge"] != "both").sum()):
+        raise StoreError(f"{lost} bound prompts have no score of their own; run `bindscope run` with this folder again")
     order = binding[["suite", "revision"]].drop_duplicates()
     order["t"] = order.groupby("suite").cumcount()
     table = table.merge(order, on=["suite", "revision"])
     return table[_COLUMNS].astype(dict.fromkeys(_BINDING[:4], float))
-
-
-def _question(table: pd.DataFrame) -> pd.Series:
-    """Rotations of one question share its name: term, kind and format, or the prompt's own id where it has no kind."""
-    cut = table["prompt"].str.replace(r"/\d+$", "", regex=True)
-    return cut.where(table["kind"] != "", table["prompt"])
 
 
 def by_term(table: pd.DataFrame, column: str) -> tuple[list[str], np.ndarray]:

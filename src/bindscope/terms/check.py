@@ -35,8 +35,15 @@ def check(source: Source, terms: Sequence[Term]) -> None:
 
 def _rubric(source: Source, i: int, term: Term, rubric: Rubric) -> None:
     for field, phrases in (("keywords", rubric.keywords), ("contradictions", rubric.contradictions)):
+        for fault in filter(None, map(look_alike, phrases)):
+            raise source.error(f"term {term.name!r}: {fault}", ("terms", i, "rubric", field))
         if len({p.casefold() for p in phrases}) < len(phrases):
             raise source.error(f"term {term.name!r}: {field} holds a phrase twice", ("terms", i, "rubric", field))
+    if both := [p for p in rubric.contradictions if matches(p, rubric.keywords)]:
+        raise source.error(
+            f"term {term.name!r}: the contradiction {both[0]!r} holds a keyword, so it would be rewarded",
+            ("terms", i, "rubric", "contradictions"),
+        )
     if hits := matches(term.paraphrase, rubric.keywords):
         raise source.error(
             f"term {term.name!r}: the paraphrase holds the keyword {hits[0]!r}; it is to have none",

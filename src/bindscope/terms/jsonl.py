@@ -58,7 +58,7 @@ def _head(prompt: Prompt) -> tuple[str, str]:
 _TEXTS = ("term", "task", "template", "prompt_id")
 _RECOGNITION = {"choices", "answer", "answer_idx", "format", "rotation"}
 _GENERATION = {"max_tokens", "rubric", "shot", "exemplar", "exemplar_term"}
-_KNOWN = {*_TEXTS, *_RECOGNITION, *_GENERATION, "kind", "aliases", "group"}
+_KNOWN = {*_TEXTS, *_RECOGNITION, *_GENERATION, "kind", "aliases", "group", "question"}
 
 
 def _from_json(row: Any) -> Prompt:
@@ -83,7 +83,20 @@ def _from_json(row: Any) -> Prompt:
     kind, group = row.get("kind", ""), row.get("group", "real")
     if not isinstance(kind, str) or not isinstance(group, str):
         raise PromptError(f"'kind' and 'group' must be texts, got {kind!r} and {group!r}")
-    prompt = Prompt(f"{term}/{row['prompt_id']}", term, row["template"], "carrier", tuple(aliases), kind, group=group)
+    question = row.get("question", "")
+    if not isinstance(question, str) or (not question and (row.get("rotation") or row.get("shot", "zero") != "zero")):
+        raise PromptError(
+            "a rotation of a question, or an opening behind an exemplar, gives the 'question' that it shares with the "
+            f"plain one (or the plain one's prompt_id), got {question!r}"
+        )
+    if group != "real" and row["task"] != "carrier":
+        raise PromptError(f"'group' {group!r} is for carriers; questions and openings are about terms")
+    if not kind and row["task"] == "carrier":
+        raise PromptError("a carrier names its sentence in 'kind', so that terms and controls are compared within it")
+    prompt = Prompt(
+        f"{term}/{row['prompt_id']}", term, row["template"], "carrier", tuple(aliases), kind, group=group,
+        question=f"{term}/{question}" if question else "",
+    )  # fmt: skip
     if row["task"] == "recognition":
         return _recognition(prompt, row)
     if row["task"] == "generation":
@@ -116,6 +129,10 @@ def _generation(prompt: Prompt, row: dict[str, Any], rubric: Rubric | None) -> P
     exemplar, owner = row.get("exemplar", ""), row.get("exemplar_term", "")
     if not isinstance(exemplar, str) or not isinstance(owner, str):
         raise PromptError(f"'exemplar' and 'exemplar_term' must be texts, got {exemplar!r} and {owner!r}")
+    if (shot == "zero") != (not exemplar) or exemplar not in prompt.text:
+        raise PromptError(
+            f"shot {shot!r} with the exemplar {exemplar!r}: it must stand in the template, or be left out"
+        )
     return replace(
         prompt, task="generation", max_tokens=limit, rubric=rubric, shot=shot, exemplar=exemplar, exemplar_term=owner
     )
@@ -173,4 +190,6 @@ def _to_json(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
             row |= {"shot": p.shot, "exemplar": p.exemplar, "exemplar_term": p.exemplar_term}
         if p.group != "real":
             row["group"] = p.group
+        if p.question:
+            row["question"] = p.question.removeprefix(f"{p.term}/")
         yield row | {"prompt_id": p.id.removeprefix(f"{p.term}/"), "kind": p.kind, "aliases": list(p.aliases)}

@@ -98,10 +98,6 @@ class Library:
                 wanted[term] = self.terms[term]
         return tuple(wanted.values())
 
-    def joined(self, other: Library) -> Library:
-        """Both libraries; where a name is in both, the other's holds."""
-        return Library(self.terms | other.terms, self.sets | other.sets)
-
 
 def read(path: Path) -> Library:
     """Read and check one YAML file of terms. Raises RequestError that names the file, the line and the entry."""
@@ -109,9 +105,17 @@ def read(path: Path) -> Library:
     file = source.parse(_File)
     answers: dict[tuple[str, str], str] = {}
     for i, row in enumerate(file.terms):
-        if row.name in {other.name for other in file.terms[:i]}:
+        if row.name.casefold() in {other.name.casefold() for other in file.terms[:i]}:
             raise source.error(f"the term {row.name!r} is defined twice", ("terms", i))
         answers |= {(row.name, q.kind): q.answer for q in row.recognition}
+    near = {row.name: set(row.near) for row in file.terms}
+    for i, row in enumerate(file.terms):
+        for other in row.near:
+            if row.name not in near.get(other, ()):
+                raise source.error(
+                    f"{other!r} is near {row.name!r}, but not the other way round; list each under the other",
+                    ("terms", i, "near"),
+                )
     terms = {row.name: _term(row, i, answers, source) for i, row in enumerate(file.terms)}
     check(source, tuple(terms.values()))
     for set_name, members in file.sets.items():
@@ -160,7 +164,7 @@ def library() -> Library:
             part = read(path)
         if again := sorted(whole.terms.keys() & part.terms.keys() | whole.sets.keys() & part.sets.keys()):
             raise RequestError(f"{entry.name} defines {again[0]!r} again")
-        whole = whole.joined(part)
+        whole = Library(whole.terms | part.terms, whole.sets | part.sets)
     return whole
 
 

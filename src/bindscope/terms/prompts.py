@@ -50,8 +50,9 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
     options = [question.answer, *question.wrong]
     choices = tuple(options[(i - gold) % n] for i in range(n))
     text = question.stem if format == "cloze" else listed(question.stem, choices)
+    shared = f"{term.name}/recognition/{question.kind}/{format}"
     return Prompt(
-        f"{term.name}/recognition/{question.kind}/{format}/{turn}",
+        f"{shared}/{turn}",
         term.name,
         text,
         "recognition",
@@ -61,6 +62,7 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
         gold,
         format=format,
         rotation=turn,
+        question=shared,
     )
 
 
@@ -87,6 +89,7 @@ def _opening(term: Term, i: int, shot: Shot = "zero", exemplar: str = "", owner:
         shot=shot,
         exemplar=exemplar,
         exemplar_term=owner,
+        question=f"{term.name}/generation/{opening.kind}",
     )
 
 
