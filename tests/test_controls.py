@@ -208,10 +208,10 @@ def test_positions_and_scores_by_hand() -> None:
 def test_gains_and_copies_by_hand() -> None:
     base = {"suite": "s", "revision": "r", "step": 1, "kind": "k"}
     zero = pd.DataFrame(
-        [base | {"prompt": f"{t}/generation/k", "term": t, "score": s} for t, s in (("a", 0.0), ("b", 0.5))]
+        [base | {"prompt": f"{t}/g", "question": f"{t}/g", "term": t, "score": s} for t, s in (("a", 0.0), ("b", 0.5))]
     )
     few = pd.DataFrame([
-        base | {"prompt": f"{t}/generation/k/{shot}", "term": t, "shot": shot, "score": s, "matched": m, "copied": c}
+        base | {"question": f"{t}/g", "term": t, "shot": shot, "score": s, "matched": m, "copied": c}
         for t, shot, s, m, c in (
             ("a", "exemplar", 1.0, ["x", "y", "z"], ["x"]), ("b", "exemplar", 0.5, ["x"], ["x"]),
             ("a", "paraphrase", 0.5, [], []), ("b", "paraphrase", 0.5, [], []),

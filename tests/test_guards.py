@@ -178,10 +178,10 @@ def test_a_term_with_a_slash_is_averaged_over_its_own_prompts(tmp_path: Path, wo
 def test_rotations_without_their_first_are_named(tmp_path: Path) -> None:
     row = {"term": "alt text", "task": "recognition", "template": "Alt text is", "choices": ["a", "b"], "answer_idx": 0}
     path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps(row | {"prompt_id": "r", "rotation": 1}) + "\n")
+    path.write_text(json.dumps(row | {"prompt_id": "r", "rotation": 1, "question": "q"}) + "\n")
     with pytest.raises(PromptError, match="rotation 0 is not in the file"):
         read_jsonl(path)
-    path.write_text(json.dumps(row | {"prompt_id": "r", "rotation": True}) + "\n")
+    path.write_text(json.dumps(row | {"prompt_id": "r", "rotation": True, "question": "q"}) + "\n")
     with pytest.raises(PromptError, match="whole number"):
         read_jsonl(path)
 

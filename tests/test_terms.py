@@ -17,6 +17,8 @@ from scipy.stats import binomtest
 
 from bindscope.errors import PromptError, RequestError, UnknownName
 from bindscope.records import Order, Prompt, Question, Term
+from bindscope.study import Study
+from bindscope.study import load as load_study
 from bindscope.terms.jsonl import read_jsonl, write_jsonl
 from bindscope.terms.library import library, read
 from bindscope.terms.prompts import LETTERS, build
@@ -101,9 +103,11 @@ def test_answers_do_not_name_the_term(domain: str) -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_wrong_choices_are_answers_of_other_terms(domain: str) -> None:
     """Within a kind each answer is right once and wrong three times: no choice is likelier than another by itself."""
+    members = library().sets["a11y-41" if domain == "a11y" else DOMAINS[domain]]
     for kind in {q.kind for _, q in _questions(domain)}:
-        right = Counter(q.answer for _, q in _questions(domain) if q.kind == kind)
-        wrong = Counter(w for _, q in _questions(domain) if q.kind == kind for w in q.wrong)
+        asked = [q for t, q in _questions(domain) if q.kind == kind and t.name in members]
+        right = Counter(q.answer for q in asked)
+        wrong = Counter(w for q in asked for w in q.wrong)
         assert set(right.values()) == {1}
         assert wrong == Counter(dict.fromkeys(right, 3))
 
@@ -224,6 +228,10 @@ _HEAD = "name: x\nterms:\n  - {name: a b"
         ("name: x\nterms:\n  - scr\u0435en reader", "3: .*U.0435 CYRILLIC SMALL LETTER IE"),
         ("name: x\nterms:\n  - screen\u200b reader", "3: .*invisible character U.200B"),
         ("name: x\nterms: &a [*a]", "2: terms.0"),
+        ("name: x\nterms:\n  - {name: a b, near: [c d]}\n  - c d", "3: 'c d' is near 'a b', but not the other way"),
+        (_HEAD + ", rubric: {keywords: [f\u043ex]}}", "U.043E CYRILLIC"),
+        (_HEAD + ", rubric: {keywords: [fox], contradictions: [a red fox]}}", "'a red fox' holds a keyword"),
+        ("name: x\nterms: [a b, A B]", "'A B' is defined twice"),
     ],
 )
 def test_bad_term_files(tmp_path: Path, text: str, message: str) -> None:
@@ -343,3 +351,91 @@ def test_cloze_shows_no_options() -> None:
     question = Question("k", "A screen reader is", "right", ("wrong",))
     prompts = build([TERMS[0].__class__("screen reader", questions=(question,))], "cloze")
     assert [p.text for p in prompts] == ["A screen reader is"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rotation": 1}, "gives the 'question'"),
+        ({"task": "generation", "shot": "exemplar", "exemplar": "Alt text"}, "gives the 'question'"),
+        ({"task": "generation", "shot": "exemplar", "question": "r1"}, "must stand in the template"),
+        ({"task": "generation", "exemplar": "Alt text"}, "must stand in the template"),
+        ({"task": "generation", "shot": "several", "question": "r1"}, "'shot' must be"),
+        ({"task": "generation", "rubric": {"keywords": []}}, "'rubric' must hold"),
+        ({"task": "generation", "max_tokens": True}, "'max_tokens' must be"),
+        ({"group": "nonsense"}, "'group' 'nonsense' is for carriers"),
+        ({"task": "carrier"}, "names its sentence in 'kind'"),
+    ],
+)
+def test_bad_groups_shots_and_rubrics_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(_GOOD | change) + "\n")
+    with pytest.raises(PromptError, match=message):
+        read_jsonl(path)
+
+
+def test_every_kind_of_prompt_round_trips(tmp_path: Path) -> None:
+    study = load_study("smollm2")
+    prompts = study.build_prompts()
+    assert {p.task for p in prompts} == {"recognition", "generation", "carrier"}
+    assert {p.shot for p in prompts} == {"zero", "exemplar", "paraphrase", "mismatched"}
+    write_jsonl(prompts, tmp_path / "p.jsonl")
+    assert read_jsonl(tmp_path / "p.jsonl") == prompts
+
+
+def _study(**fields: object) -> Study:
+    return Study.model_validate({"name": "s", "suites": "tiny"} | fields)
+
+
+def test_names_alone_are_carried_and_nothing_else(tmp_path: Path) -> None:
+    prompts = _study(terms=["generic-20", "alt text"]).build_prompts()
+    assert Counter(p.task for p in prompts) == {"carrier": 120, "recognition": 20, "generation": 6}
+    assert {p.term for p in prompts if p.task == "carrier"} == set(library().sets["generic-20"])
+
+
+def test_terms_and_sets_collide_loudly(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\nterms: [alt text, stone wall]\nsets: {walls: [stone wall]}")
+    control = tmp_path / "control.yaml"
+    control.write_text("name: mine\nterms: [alt text]")
+    assert len(_study(terms=[str(own)]).selected()) == 2
+    with pytest.raises(RequestError, match="two different terms are called 'alt text'"):
+        _study(terms=["pilot-3", str(own)]).build_prompts()
+    with pytest.raises(RequestError, match="'alt text' is in the terms and in the control group"):
+        _study(terms=["pilot-3"], controls=[str(control)]).build_prompts()
+    own.write_text("name: a11y-41\nterms: [stone wall]")
+    with pytest.raises(RequestError, match="a set called 'a11y-41' already"):
+        _study(terms=["a11y-41", str(own)]).build_prompts()
+
+
+def test_control_groups_of_ones_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\nterms: [stone wall, old barn, new road]\nsets: {walls: [stone wall], roads: [new road]}")
+    groups = {p.group for p in _study(terms="pilot-3", controls=[str(own), "nonsense"]).build_prompts()}
+    assert groups == {"real", "walls", "roads", "nonsense"}
+    own.write_text("name: own\nterms: [stone wall, old barn]")
+    assert {p.group for p in _study(terms="pilot-3", controls=str(own)).build_prompts()} == {"real", "own"}
+
+
+def test_few_shot_of_a_prompt_file_comes_in_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    plain = {"term": "alt text", "task": "generation", "template": "Alt text is", "prompt_id": "g"}
+    shot = plain | {"template": "Alt text speaks.\nAlt text is", "prompt_id": "x", "shot": "exemplar", "question": "g"}
+    shot |= {"exemplar": "Alt text speaks."}
+    path.write_text("\n".join(map(json.dumps, [plain, shot])))
+    assert len(_study(prompts=path, measures="few_shot").build_prompts()) == 2
+    path.write_text("\n".join(map(json.dumps, [plain, plain | {"prompt_id": "h"}, shot])))
+    with pytest.raises(RequestError, match="'alt text/h' and its 'exemplar' prompt do not come in a pair"):
+        _study(prompts=path, measures="few_shot").build_prompts()
+    path.write_text(json.dumps(plain))
+    with pytest.raises(RequestError, match="no prompt has shot 'exemplar'"):
+        _study(prompts=path, measures="few_shot").build_prompts()
+
+
+def test_published_protocol_is_a_preset() -> None:
+    study = _study(terms="a11y-41", protocol="published")
+    prompts = study.build_prompts()
+    assert len(prompts) == 451
+    assert {p.answer for p in prompts if p.task == "recognition"} == {0}
+    assert study.protocol_of("on").order == "given"
+    assert _study(terms="a11y-41").protocol_of("on").order == "rotated"

@@ -3,10 +3,10 @@
     python recipes/terms/assign.py src/bindscope/data/terms/accessibility.yaml a11y-41
 
 Within a kind of question every answer of the set (of all terms where none is named) is right once and wrong three
-times, so a guesser who looks only at the choices cannot beat chance; terms outside the set take their wrong answers
-from it. An answer is never offered to a term that is `near`, nor where it holds a word of the term (the right answer never
-does). Seeds are tried until neither the longest nor the shortest choice is right more or less often than chance
-(two-sided binomial p > 0.2).
+times, so a guesser who looks only at the choices cannot beat chance. Terms outside the set take their wrong answers
+from it. An answer is never offered to a term that is `near`, nor where it holds a word of the term (the right answer
+never does). Seeds are tried until neither the longest nor the shortest choice is right too often or too seldom (two-sided
+binomial p > 0.2).
 """
 
 from __future__ import annotations

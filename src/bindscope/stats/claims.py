@@ -100,8 +100,10 @@ def coupling(table: pd.DataFrame) -> Iterator[Result]:
             )  # fmt: skip
             yield row(
                 "C1-A" if name == "all checkpoints" else "C4-A",
-                f"rho(EB*, behavior), {name}, within checkpoints and tasks", "controlled", "prompt x checkpoint",
-                "Spearman, ranked within each checkpoint and task, terms redrawn", len(part), partial(_within_tasks, part),
+                f"rho(EB*, behavior), {name}, within checkpoints and tasks", "controlled",
+                "prompt x checkpoint",
+                "Spearman, ranked within each checkpoint and task, terms redrawn", len(part),
+                partial(_within_tasks, part),
             )  # fmt: skip
     table = table[table["task"] == "recognition"]
     for name, part in windows(table).items():

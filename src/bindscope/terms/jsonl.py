@@ -41,9 +41,9 @@ def read_jsonl(path: Path | str) -> tuple[Prompt, ...]:
 
 def _check_rotations(prompts: list[Prompt], path: Path | str) -> None:
     """Binding is read on rotation 0 only, which is right if the others agree with it up to the term."""
-    first = {_head(p) for p in prompts if p.rotation == 0}
+    first = {(p.shared, _head(p)) for p in prompts if p.rotation == 0}
     for p in prompts:
-        if p.rotation and _head(p) not in first:
+        if p.rotation and (p.shared, _head(p)) not in first:
             raise PromptError(
                 f"{path}: prompt {p.id!r} is rotation {p.rotation} of a question whose rotation 0 is not in the file; "
                 "binding is measured on rotation 0: add it, or leave the rotation out"
