@@ -85,7 +85,7 @@ def test_every_question_meets_its_own_score(tiny_run: Path, seen: pd.DataFrame) 
         assert row["margin"] == pytest.approx(mine["margin_per_token"].mean())
         bound = binding[(binding["prompt"] == f"{row['question']}/0") & (binding["revision"] == row["revision"])]
         assert row["eb_star"] == bound["eb_star"].item()
-    assert seen.groupby("revision")["t"].first().to_dict()["checkpoint-4000"] == 11
+    assert seen.groupby("revision")["t"].first().to_dict()["checkpoint-6000"] == 11
 
 
 def test_the_published_statistic_is_scipys_on_all_pairs(seen: pd.DataFrame) -> None:
@@ -114,7 +114,10 @@ def test_tiny_is_go_as_published_and_nothing_as_controlled(tiny_run: Path) -> No
     assert controlled["low"] < 0 < controlled["high"]
     assert (controlled["clusters"], controlled["cluster"]) == (11, "term")
     assert set(found.results["claim"]) == {"V", "C1-A", "C1-B", "C2", "C3", "C4-A", "C4-B", "C5", "robustness"}
-    assert frame[frame["claim"].isin(["V", "C3", "C5"])]["reason"].notna().all()
+    assert frame[frame["claim"].isin(["C3", "C5"])]["reason"].notna().all()
+    validity = frame[(frame["claim"] == "V") & frame["quantity"].str.startswith("difference")]
+    assert set(validity["reading"]) == {"published", "controlled"}
+    assert validity["value"].notna().all()
 
 
 def test_coupling_beyond_the_shared_rise_is_found() -> None:
@@ -317,7 +320,9 @@ def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adjusted = frame[frame["p"].notna()]
     assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()
     assert main(["analyse", str(tiny_run), "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"claims", "sentences", "gate", "emergence", "layers"}
+    assert set(json.loads(capsys.readouterr().out)) == {
+        "claims", "sentences", "gate", "emergence", "layers", "behavior", "scores", "positions", "controls"
+    }  # fmt: skip
 
 
 def test_unfinished_units_are_named(tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

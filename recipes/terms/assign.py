@@ -5,8 +5,8 @@
 Within a kind of question every answer of the set (of all terms where none is named) is right once and wrong three
 times, so a guesser who looks only at the choices cannot beat chance. Terms outside the set take their wrong answers
 from it. An answer is never offered to a term that is `near`, nor where it holds a word of the term (the right answer
-never does). Seeds are tried until neither the longest nor the shortest choice is right too often or too seldom (two-sided
-binomial p > 0.2).
+never does). Seeds are tried until neither the longest nor the shortest choice is right too often or too seldom (two-
+sided binomial p > 0.2).
 """
 
 from __future__ import annotations
