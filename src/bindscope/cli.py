@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -241,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
         code = app(words, standalone_mode=False) or 0  # what the command returned; typer turns Ctrl-C into 130
+        sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():
             _complain(error.format_message())
@@ -254,14 +256,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         code = _INTERRUPTED
     except BrokenPipeError:
+        _abandon_output()
         return 0
     except OSError as error:
         _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        _abandon_output()
         return 1
     if code == _INTERRUPTED:
         kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
         _complain(f"interrupted{kept}")
     return int(code)
+
+
+def _abandon_output() -> None:
+    """Python flushes stdout once more at its end, and would fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a stream without a file beneath it
+        return
 
 
 def _complain(message: str) -> None:
