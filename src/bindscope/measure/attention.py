@@ -37,6 +37,10 @@ NAME = "bindscope"
 #: Receives a layer index and the heads' outputs (B, T, H, d) before the output projection; returns the same shape.
 Edit = Callable[[int, Tensor], Tensor]
 
+#: Receives a layer index, the heads' outputs, a function from query positions (B, R) to their attention probabilities
+#: (B, H, R, S) in float32, and the values (B, H, S, d) of every query head; returns the heads' outputs.
+Rewire = Callable[[int, Tensor, Callable[[Tensor], Tensor], Tensor], Tensor]
+
 #: Softmax rows are computed for at most this many scores at a time: bounds the memory of a layer's rows.
 _MAX_SCORES = 1 << 24
 
@@ -67,6 +71,7 @@ class Pass:
     want: Want | None = None
     packing: Packing | None = None
     edit: Edit | None = None
+    rewire: Rewire | None = None
     rows: dict[int, Tensor] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
 
@@ -110,9 +115,11 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 
 @contextmanager
-def recording(want: Want | None = None, packing: Packing | None = None, edit: Edit | None = None) -> Iterator[Pass]:
+def recording(
+    want: Want | None = None, packing: Packing | None = None, edit: Edit | None = None, rewire: Rewire | None = None
+) -> Iterator[Pass]:
     """Forward passes inside this block, under `hooked`, fill the returned Pass."""
-    current = Pass(want, packing, edit)
+    current = Pass(want, packing, edit, rewire)
     token = _CURRENT.set(current)
     try:
         yield current
@@ -162,6 +169,9 @@ def _attention(
             raise UnsupportedArchitecture(f"{type(module).__name__} does not say which layer it is (no layer_idx)")
         if current.want is not None:
             current.rows[layer], current.sums[layer] = scores.read(current.want)
+        if current.rewire is not None:
+            each = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+            z = current.rewire(layer, z, scores.probabilities, each)
         if current.edit is not None:
             z = current.edit(layer, z)
     return z, None

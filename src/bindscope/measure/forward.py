@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.errors import MeasureError
-from bindscope.measure.attention import Packing, Pass, band, recording, unsupported
+from bindscope.measure.attention import Edit, Packing, Pass, Rewire, Want, band, recording, unsupported
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = 2048
@@ -79,14 +79,36 @@ def _batches(rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
         start += size
 
 
-@torch.inference_mode()
-def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
+@dataclass(frozen=True)
+class Packed:
+    """Rows side by side in tensors (B, T): ids, logical positions, segments (see `Packing`); reads: (row, position)
+    whose logits are needed; targets: per row and continuation, indices into `reads` and the ids predicted there."""
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    reads: tuple[tuple[int, int], ...]
+    targets: tuple[tuple[tuple[list[int], tuple[int, ...]], ...], ...]
+
+    def times(self, n: int) -> Packed:
+        """The same rows n times, copy after copy."""
+        B, N = len(self.ids), len(self.reads)
+        reads = tuple((b + c * B, t) for c in range(n) for b, t in self.reads)
+        targets = tuple(
+            tuple(([i + c * N for i in at], tokens) for at, tokens in row) for c in range(n) for row in self.targets
+        )
+        ids, positions, segments = (x.repeat(n, 1) for x in (self.ids, self.positions, self.segments))
+        return Packed(ids, positions, segments, reads, targets)
+
+
+def pack(rows: Sequence[Row], device: torch.device | str) -> Packed:
+    """Each row with its continuations in one sequence, padded to the longest."""
     T = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), T, dtype=torch.long)
     positions = torch.zeros(len(rows), T, dtype=torch.long)
     segments = torch.full((len(rows), T), -1, dtype=torch.long)
-    reads: list[tuple[int, int]] = []  # (row, position) whose logits are needed
-    targets: list[list[tuple[list[int], tuple[int, ...]]]] = []  # per row and continuation: reads and target ids
+    reads: list[tuple[int, int]] = []
+    targets = []
     for b, row in enumerate(rows):
         n = len(row.ids)
         ids[b, :n] = torch.tensor(row.ids)
@@ -103,24 +125,39 @@ def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
             mine.append(([first, *range(len(reads), len(reads) + body)], tokens))
             reads += [(b, p) for p in range(at, at + body)]
             at += body
-        targets.append(mine)
-    device = model.device
-    lengths = torch.tensor([len(row.ids) if row.band else 0 for row in rows], device=device)
+        targets.append(tuple(mine))
+    return Packed(ids.to(device), positions.to(device), segments.to(device), tuple(reads), tuple(targets))
+
+
+@torch.inference_mode()
+def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
+    batch = pack(rows, model.device)
+    lengths = torch.tensor([len(row.ids) if row.band else 0 for row in rows], device=model.device)
     width = max(row.band for row in rows)
     want = band(lengths, int(lengths.max()), width) if width else None
-    packing = Packing(positions.to(device), segments.to(device)) if any(row.continuations for row in rows) else None
+    current, logs = forward(model, batch, want=want)
+    bands = _bands(current, rows, width, model) if width else [None] * len(rows)
+    return [Reading(tuple(mine), strip) for mine, strip in zip(logs, bands, strict=True)]
+
+
+@torch.inference_mode()
+def forward(
+    model: PreTrainedModel,
+    batch: Packed,
+    *,
+    want: Want | None = None,
+    edit: Edit | None = None,
+    rewire: Rewire | None = None,
+) -> tuple[Pass, list[list[NDArray[np.float32]]]]:
+    """One forward pass under `hooked`: what was recorded, and per row and continuation the log P of its tokens."""
+    packing = Packing(batch.positions, batch.segments) if batch.reads else None
     # Padding stands behind every real token, so without packing plain causal attention never sees it. With packing,
     # the mask of ones keeps transformers from reading jumps in the positions as separate documents.
-    extra = {} if packing is None else {"attention_mask": torch.ones_like(packing.segments)}
-    with recording(want=want, packing=packing) as current, _logits_at(model, reads):
-        logits = model(ids.to(device), position_ids=positions.to(device), use_cache=False, **extra).logits[0]
-    bands = _bands(current, rows, width, model) if width else [None] * len(rows)
-    logs = _logprobs(logits, [t for row in targets for t in row])
-    out, k = [], 0
-    for row, strip in zip(rows, bands, strict=True):
-        out.append(Reading(tuple(logs[k : k + len(row.continuations)]), strip))
-        k += len(row.continuations)
-    return out
+    extra = {} if packing is None else {"attention_mask": torch.ones_like(batch.segments)}
+    with recording(want, packing, edit, rewire) as current, _logits_at(model, batch.reads):
+        logits = model(batch.ids, position_ids=batch.positions, use_cache=False, **extra).logits[0]
+    flat = iter(_logprobs(logits, [t for row in batch.targets for t in row]))
+    return current, [[next(flat) for _ in row] for row in batch.targets]
 
 
 def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) -> list[NDArray[np.float32]]:
