@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 import models
 from bindscope.measure.attention import hooked, recording
 from bindscope.measure.conditions import Material, neutral_means, outputs_of, run
-from bindscope.measure.edits import Mode, bins, value_biases
+from bindscope.measure.edits import bins, value_biases
 from bindscope.measure.forward import Row
 from bindscope.measure.trunk import layers
+from bindscope.records import Mode
 
 TOLERANCE = 1e-5
 ROWS = [Row((3, 4, 5, 6, 7), ((8, 9), (10,), (11, 12, 13))), Row((20, 21, 22), ((23, 24),)), Row(tuple(range(30, 42)))]

@@ -165,6 +165,35 @@ class Identity:
     fingerprint: str
 
 
+Ranking = Literal["bsi", "excess", "previous_token"]
+Mode = Literal["zero", "mean", "resample", "published", "knockout"]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Which heads are taken out, how, and what they are compared with.
+
+    rankings: by mean BSI, by BSI over its null, or by previous-token score; modes: see `measure.edits`; k: heads in a
+    set; sweep: further sizes; random: sets drawn for each ranking and size, from the layers of the top heads
+    (scope "layer") or from the whole model; unit: query heads, or all query heads of a key-value head; questions: a
+    term's questions that are asked, all if None; held_out: rank on prompts that are not evaluated; generation: continue
+    the openings under each edit too.
+    """
+
+    modes: tuple[Mode, ...] = ("zero",)
+    rankings: tuple[Ranking, ...] = ("bsi",)
+    k: int = 4
+    sweep: tuple[int, ...] = ()
+    random: int = 199
+    scope: Literal["layer", "model"] = "layer"
+    unit: Literal["head", "kv_group"] = "head"
+    questions: int | None = None
+    held_out: bool = True
+    generation: bool = False
+    seed: int = 42
+    alpha: float = 0.05
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Every choice that changes a number. Part of the key of each result.
@@ -177,6 +206,7 @@ class Protocol:
     bos: Bos = "default"
     premise: str = "Answer:"
     min_null: int = 30
+    ablation: Ablation | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,6 +117,10 @@ class Store:
         _atomic(path, lambda temp: pq.write_table(table, temp, compression="zstd", write_page_checksum=True))
         return path
 
+    def parts(self, ref: CheckpointRef, key: str) -> Parts:
+        """Where blocks of an unfinished measurement are kept until its shard is written."""
+        return Parts(self.path(ref, "parts", key).with_suffix(""))
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file into the folder, whole or not at all. Raises StoreError."""
         _atomic(self.root / name, lambda temp: temp.write_bytes(text.encode("utf-8", "replace")))
@@ -164,6 +169,30 @@ class Store:
         """Shards in the folder that the recorded run does not use (an older protocol, a longer study)."""
         mine = {self.path(u.checkpoint, m, k) for u in self.read_run().units for m, k in u.keys.items()}
         return len(set((self.root / "shards").rglob("*.parquet")) - mine)
+
+
+class Parts:
+    """A folder of JSON files, each written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> list[dict[str, Any]] | None:
+        """The rows of a block; None where it is absent or damaged, so that it is measured again."""
+        try:
+            rows = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return rows if isinstance(rows, list) else None
+
+    def put(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Keep a block. Raises StoreError."""
+        text = json.dumps(rows, ensure_ascii=False).encode()
+        _atomic(self.folder / f"{name}.json", lambda temp: temp.write_bytes(text))
+
+    def clear(self) -> None:
+        """Take the blocks away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _metadata(schema: pa.Schema) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +12,58 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
-from bindscope.records import Bos, Dtype, Format, Order, Prompt, Protocol, Term
+from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
 from bindscope.terms.jsonl import read_jsonl
 from bindscope.terms.library import Library, control_groups, library, read
 from bindscope.terms.prompts import build, carriers, check_unique, few_shot
 from bindscope.terms.yamlfile import Source
 
-Measure = Literal["binding", "recognition", "generation", "few_shot", "variability"]
+Measure = Literal["binding", "recognition", "generation", "few_shot", "variability", "ablation"]
+#: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
+_PUBLISHED: dict[str, Any] = {
+    "modes": ("published",),
+    "random": 5,
+    "scope": "model",
+    "held_out": False,
+    "generation": True,
+}
+
+
+class Heads(BaseModel):
+    """The section `ablation` of a study file; see `records.Ablation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modes: tuple[Mode, ...] | None = None
+    rankings: tuple[Ranking, ...] = ("bsi",)
+    k: int = Field(default=4, ge=1)
+    sweep: tuple[int, ...] = ()
+    random: int | None = Field(default=None, ge=1)
+    scope: Literal["layer", "model"] | None = None
+    unit: Literal["head", "kv_group"] = "head"
+    questions: int | None = Field(default=None, ge=1)
+    held_out: bool | None = None
+    generation: bool | None = None
+    seed: int = 42
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    @field_validator("modes", "rankings", "sweep", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | int) else value
+
+    def resolved(self, protocol: str) -> Ablation:
+        """With the protocol's own choices where the file makes none. Raises RequestError where p cannot reach alpha."""
+        asked: dict[str, Any] = {name: value for name, value in self.model_dump().items() if value is not None}
+        spec = replace(Ablation(), **((_PUBLISHED if protocol == "published" else {}) | asked))
+        if protocol == "controlled" and spec.random < (needed := math.ceil(1 / spec.alpha) - 1):
+            raise RequestError(
+                f"ablation: {spec.random} random sets cannot give p below {1 / (spec.random + 1):.3f}, and alpha is "
+                f"{spec.alpha}; random: {needed} at least"
+            )
+        if spec.generation and set(spec.modes) - {"zero", "published"}:
+            raise RequestError("ablation: generation is continued under the modes zero and published only")
+        return spec
 
 
 class Study(BaseModel):
@@ -24,11 +71,11 @@ class Study(BaseModel):
 
     suites: catalogue names, local folders or hub ids. terms: sets or single terms of the library, or YAML files of
     terms; or prompts: a JSONL file in the published format. measures: binding and recognition always; generation,
-    few_shot and variability on request. controls: control groups (sets of expressions; "all" for the ten that ship),
-    measured in the same carrier sentences as the terms. frames: the list of carrier sentences. protocol: "controlled"
-    rotates the options of a question; "published" asks each question once, with the answer in the place that the file
-    gives it. format, order: override the protocol's. bos: None takes each suite's own. dtype: "auto", "float32",
-    "bfloat16", "float16".
+    few_shot, variability and ablation on request. controls: control groups (sets of expressions, files of them; "all"
+    for the ten that ship), measured in the same carrier sentences as the terms. frames: the list of carrier sentences.
+    protocol: "controlled" rotates the options of a question; "published" asks each question once, with the answer in
+    the place that the file gives it. format, order: override the protocol's. ablation: which heads are taken out, how,
+    and against how many random sets. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +89,7 @@ class Study(BaseModel):
     controls: tuple[str, ...] = ()
     frames: str | None = None
     protocol: Literal["controlled", "published"] = "controlled"
+    ablation: Heads = Heads()
     format: Format = "listed"
     order: Order | None = None
     bos: Bos | None = None
@@ -128,7 +176,16 @@ class Study(BaseModel):
                 )
         if "few_shot" in self.measures:
             _check_shots(prompts, set(openings))
+        if "ablation" in self.measures:
+            self._check_ablation(prompts)
         return prompts
+
+    def _check_ablation(self, prompts: tuple[Prompt, ...]) -> None:
+        spec = self._ablation()
+        if not any(p.task == "recognition" for p in prompts):
+            raise RequestError("ablation needs recognition questions; name terms that have some")
+        if spec and spec.generation and not all(p.rubric for p in prompts if p.task == "generation"):
+            raise RequestError("ablation with generation needs a rubric for every term with openings")
 
     def _prompts(self) -> Iterator[Prompt]:
         if self.prompts is not None:
@@ -154,8 +211,11 @@ class Study(BaseModel):
     def protocol_of(self, bos: Bos) -> Protocol:
         """The choices that change numbers, for a suite whose own BOS choice is `bos`."""
         if self.prompts is not None:
-            return Protocol(format=None, order=None, bos=self.bos or bos)
-        return Protocol(format=self.format, order=self._order(), bos=self.bos or bos)
+            return Protocol(format=None, order=None, bos=self.bos or bos, ablation=self._ablation())
+        return Protocol(format=self.format, order=self._order(), bos=self.bos or bos, ablation=self._ablation())
+
+    def _ablation(self) -> Ablation | None:
+        return self.ablation.resolved(self.protocol) if "ablation" in self.measures else None
 
 
 def _is_file(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol as Interface
 
 from bindscope.errors import BindscopeError, RequestError, StoreError
 from bindscope.measure.attention import NAME
-from bindscope.measure.checkpoint import READ, key_parts, measure, steps, tables
+from bindscope.measure.checkpoint import EDITED, READ, key_parts, measure, steps, tables
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.files import Sources, identify
 from bindscope.models.load import Loaded, load, pick_device, pick_dtype
@@ -66,7 +66,7 @@ def run(study: Study, store: Store, watcher: Watcher) -> Outcome:
             for fault in filter(None, faults.values()):
                 watcher.note(fault)
             missing = {name: keys[name] for name, fault in faults.items() if fault is not None}
-            watcher.unit(ref, steps(missing, prompts))
+            watcher.unit(ref, steps(missing, prompts, protocol))
             if missing:
                 _measure(study, store, ref, sources, protocol, prompts, missing, watcher)
                 measured += 1
@@ -117,14 +117,19 @@ def _measure(
 ) -> None:
     """Measure and store what is missing, a pass after the other, so that a later fault loses nothing."""
     loaded = load(ref, bos=protocol.bos, dtype=study.dtype, sources=sources)
-    passes = [[name for name in READ if name in keys], *([name] for name in keys if name not in READ)]
+    together = (READ, EDITED)
+    passes = [[name for name in group if name in keys] for group in together]
+    passes[1:1] = [[name] for name in keys if not any(name in group for group in together)]
     for names in filter(None, passes):
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        results, check = measure(loaded, prompts, protocol, names, watcher.progress)
+        parts = store.parts(ref, keys["ablation"]) if "ablation" in names else None
+        results, check = measure(loaded, prompts, protocol, names, watcher.progress, parts)
         provenance = _provenance(loaded, sources, protocol, check, started, time.monotonic() - clock)
         for result in results:
             notes = (*provenance.notes, *result.notes)
             store.write(ref, keys[result.measure], result, replace(provenance, notes=notes))
+        if parts is not None:
+            parts.clear()
 
 
 def _provenance(

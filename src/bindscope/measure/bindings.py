@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,12 @@ class Bindings:
         self._rows.append(row)
         if band is not None:
             self._windows(item, band)
+
+    def valued(self, found: Mapping[int, b.Array]) -> None:
+        """Value-weighted BSI (L, H) of the prompts that have it, by place."""
+        for row in self._rows:
+            if (values := found.get(row["place"])) is not None:
+                row |= {"eb_star_value": float(b.eb(values).max()), "value_bsi": values.ravel()}
 
     def _identity(self, item: Item) -> dict[str, Any]:
         span, prompt = item.span, item.prompt
@@ -123,11 +129,11 @@ _IDENTITY = (
 #: Columns of a prompt whose term has a span; all None where it has none.
 _MEASURED = (
     "eb_star", "eb_per_layer", "best_layer", "best_head", "entropy", "eb_star_mass", "adjacent_bsi", "first_bsi",
-    "sink_mass", "bsi_sinkless", "sinkless_reason", "uniform_baseline",
+    "sink_mass", "bsi_sinkless", "sinkless_reason", "uniform_baseline", "eb_star_value",
     "null_n", "null_mean", "excess", "percentile", "null_reason",
     "mass_null_mean", "mass_excess", "mass_percentile",
     "position_null_n", "position_null_mean", "position_excess", "position_percentile", "position_null_reason",
-    "bsi_pts_r", "best_head_is_pts", "bsi", "mass", "sink",
+    "bsi_pts_r", "best_head_is_pts", "bsi", "mass", "sink", "value_bsi",
 )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from bindscope.measure import binding as b
+from bindscope.measure.ablation import Parts, ablate
+from bindscope.measure.ablation import steps as ablation_steps
 from bindscope.measure.attention import hooked
 from bindscope.measure.bindings import Bindings
 from bindscope.measure.forward import Row, read, stream
@@ -24,6 +26,7 @@ from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, 
 from bindscope.measure.prepare import Item, neutral_rows, prepare
 from bindscope.measure.recognition import continuation, recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
+from bindscope.measure.valued import value_weighted
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement, Prompt, Protocol
 from bindscope.terms.spans import encode
@@ -32,6 +35,8 @@ from bindscope.terms.spans import encode
 READ = ("binding", "windows", "heads", "recognition")
 #: Tables of decoding, a pass each.
 WRITTEN = ("generation", "few_shot", "variability")
+#: Tables of head edits, one pass.
+EDITED = ("ablation", "ablation_sets")
 
 _GREEDY = (Draw(),)
 _GRID = tuple(Draw(temperature, seed) for temperature in TEMPERATURES for seed in SEEDS)
@@ -39,7 +44,7 @@ _GRID = tuple(Draw(temperature, seed) for temperature in TEMPERATURES for seed i
 
 def tables(measures: Collection[str]) -> tuple[str, ...]:
     """The tables that a study's measures fill."""
-    return (*READ, *(name for name in WRITTEN if name in measures))
+    return (*READ, *(name for name in WRITTEN if name in measures), *(EDITED if "ablation" in measures else ()))
 
 
 def used(table: str, prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -54,15 +59,20 @@ def used(table: str, prompts: Iterable[Prompt]) -> list[Prompt]:
 def key_parts(table: str, prompts: Iterable[Prompt], protocol: Protocol) -> tuple[str, list[Prompt], Protocol]:
     """What of the request changes a table, for its key: name and constants, prompts, protocol."""
     chosen = used(table, prompts)
+    if table in EDITED:
+        return table, chosen, protocol
+    protocol = replace(protocol, ablation=None)
     if table not in WRITTEN:
         return table, [replace(p, rubric=None, max_tokens=None) for p in chosen], protocol
     grid = [(draw.temperature, draw.seed) for draw in _draws(table)]
     return f"{table} {grid} {MAX_TOKENS}", chosen, replace(protocol, format=None, order=None)
 
 
-def steps(names: Collection[str], prompts: Sequence[Prompt]) -> int:
+def steps(names: Collection[str], prompts: Sequence[Prompt], protocol: Protocol) -> int:
     """How often `measure` reports progress for these tables."""
     total = sum(p.shot == "zero" for p in prompts) if set(names) & set(READ) else 0
+    if protocol.ablation is not None and set(names) & set(EDITED):
+        total += ablation_steps(protocol.ablation)
     return total + sum(len(used(n, prompts)) * len(distinct(_draws(n))) for n in WRITTEN if n in names)
 
 
@@ -76,10 +86,12 @@ def measure(
     protocol: Protocol,
     names: Collection[str] = READ,
     progress: Callable[[int], None] | None = None,
+    parts: Parts | None = None,
 ) -> tuple[list[Measurement], SelfCheck]:
     """Measure one loaded checkpoint on all prompts.
 
-    names: the tables wanted. progress gets counts of steps done. Raises PromptError for a prompt that cannot be
+    names: the tables wanted. progress gets counts of steps done. parts keeps finished blocks of an ablation, so that
+    an interrupted one goes on. Raises PromptError for a prompt that cannot be
     measured as written (too long, merged with a choice), UnsupportedArchitecture and MeasureError for a model that
     cannot be read.
     """
@@ -94,6 +106,9 @@ def measure(
         if name in names:
             chosen = [by_id[p.id] for p in used(name, prompts)]
             found.append(written_table(name, loaded, chosen, _draws(name), progress))
+    if set(names) & set(EDITED):
+        assert protocol.ablation is not None
+        found += ablate(loaded, items, protocol.ablation, check.packed, parts, progress)
     return [f for f in found if f.measure in names], check
 
 
@@ -119,6 +134,10 @@ def _read(
                 scored[place] = recognition_row(item.prompt, lengths, reading.logprobs, unconditional)
             if progress is not None:
                 progress(1)
+        bound = [(place, item) for place, item in enumerate(items) if item.prompt.binds and item.span]
+        carried = value_weighted(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
+        if carried is not None:
+            bindings.valued({place: v for (place, _), v in zip(bound, carried, strict=True)})
     pts = b.previous_token_scores([band for band in quiet if band is not None], max(1, special))
     rows = [scored[place] for place in sorted(scored)]
     recognition = Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})

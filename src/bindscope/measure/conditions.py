@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.measure.attention import Edit, Rewire, recording
-from bindscope.measure.edits import Head, Mode, Spans, bins, cutting, mask, replacing
+from bindscope.measure.edits import Head, Spans, bins, cutting, mask, replacing
 from bindscope.measure.forward import Packed, Row, forward, pack
 from bindscope.measure.trunk import kept, repeated, starting_above
+from bindscope.records import Mode
 
 #: Packed tokens of the rows in one batch, and of rows times conditions in one forward pass.
 ROW_TOKENS, PASS_TOKENS = 512, 2048

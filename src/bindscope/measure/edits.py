@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from bindscope.measure.attention import Edit, Rewire, Want, recording
 from bindscope.measure.binding import position_bin
 from bindscope.measure.trunk import layers
 
-Mode = Literal["zero", "mean", "resample", "published", "knockout"]
-MODES: tuple[Mode, ...] = ("zero", "mean", "resample", "published", "knockout")
 #: A head is (layer, query head), both from 0.
 Head = tuple[int, int]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from bindscope.stats.ablation import effects
 from bindscope.stats.behavior import gains, positions, variability
 from bindscope.stats.groups import by_group
 from bindscope.stats.resample import Interval, cluster_mean
@@ -26,6 +27,7 @@ def tables(store: Store, suite: str, number: Number) -> Iterator[dict[str, Any]]
     yield from _controls(last(by_group(store.read("binding")), suite), number)
     yield from _positions(last(positions(store.read("recognition")), suite), number)
     yield from _few_shot(last(gains(store.read("generation"), store.read("few_shot")), suite), number)
+    yield from _edits(last(_effects(store), suite), number)
     yield from _sampling(last(variability(store.read("variability")), suite), number)
 
 
@@ -87,6 +89,33 @@ def _few_shot(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
 
 def _whole(found: Interval, number: Number) -> str:
     return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def _effects(store: Store) -> pd.DataFrame:
+    recognition = store.read("recognition")
+    if recognition.empty:
+        return pd.DataFrame()
+    chance = float((1 / recognition["choices"].map(len)).mean())
+    return effects(store.read("ablation"), store.read("ablation_sets"), chance)
+
+
+def _edits(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:
+    if frame.empty:
+        return
+    rows = [
+        [f"{r['k']} heads by {r['ranking']}, {r['mode']}, {r['outcome']}", number(r["baseline"]), number(r["top"]),
+         number(r["random"]), number(r["bottom"]),
+         number(r["specificity"]) + ("" if pd.isna(r["low"]) else f" [{number(r['low'])}, {number(r['high'])}]"),
+         number(r["p"]), number(r["loss_top"]), number(r["loss_random"]), r["verdict"]]
+        for r in frame.to_dict("records")
+    ]  # fmt: skip
+    yield {
+        "title": "Heads taken out",
+        "note": f"Against {int(frame['random_sets'].max())} random sets of as many heads. Loss: nats, on neutral text.",
+        "head": ["Edit and outcome", "Whole", "Top", "Random", "Bottom", "Specificity", "p", "Loss, top",
+                 "Loss, random", "Verdict"],
+        "rows": rows,
+    }  # fmt: skip
 
 
 def _sampling(frame: pd.DataFrame, number: Number) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bindscope.errors import StoreError
+from bindscope.stats.ablation import effects
 from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
 from bindscope.stats.claims import claims, emergence
 from bindscope.stats.compare import benjamini_hochberg
@@ -36,7 +37,8 @@ class Analysis:
     """results: a row per suite and statistic, with `q`, the p adjusted within its family (Benjamini & Hochberg 1995; a
     family is all p of one suite and reading). sentences: suite, claim, text. gate: the study's go/no-go numbers by
     suite. emergence: a row per suite and term. layers: EB by suite, checkpoint and layer. more: further tables by name
-    (behavior, scores, positions, controls, few_shot, variability), those that the run carries. notes: what is missing.
+    (behavior, scores, positions, controls, few_shot, variability, ablation), those that the run carries. notes: what
+    is missing.
     """
 
     results: pd.DataFrame
@@ -61,6 +63,7 @@ def analyse(store: Store) -> Analysis:
     binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
     table = observations(binding, recognition, generation)
     gained, groups = gains(generation, store.read("few_shot")), carried(binding)
+    edited = effects(store.read("ablation"), store.read("ablation_sets"), float(table["chance"].mean()))
     notes = [
         f"{u.checkpoint.suite}, {u.checkpoint.label}: {u.reason or u.status}" for u in run.units if u.status != "done"
     ]
@@ -72,7 +75,7 @@ def analyse(store: Store) -> Analysis:
     frames, said, gates, when = [], [], [], []
     per_run: dict[str, list[Result]] = {}
     for name, part in suites.items():
-        per_run[name] = claims(part, _of(groups, name), _of(gained, name))
+        per_run[name] = claims(part, _of(groups, name), _of(gained, name), _of(edited, name))
         frame = _adjusted(as_table(per_run[name]))
         frames.append(frame.assign(suite=name))
         said += [{"suite": name, "claim": claim, "text": text} for claim, text in sentences(frame).items()]
@@ -93,6 +96,7 @@ def analyse(store: Store) -> Analysis:
         "controls": by_group(binding),
         "few_shot": gained,
         "variability": variability(store.read("variability")),
+        "ablation": edited,
     }
     return Analysis(*tables, {name: frame for name, frame in more.items() if not frame.empty}, tuple(notes))
 
@@ -152,14 +156,27 @@ def sentences(frame: pd.DataFrame) -> dict[str, str]:
         if rows["value"].isna().all():
             out[claim] = f"Not carried by these data: {rows['reason'].iloc[-1]}."
             continue
-        if claim == "V":
-            out[claim] = _validity(rows)
+        if claim in ("V", "C5"):
+            out[claim] = _validity(rows) if claim == "V" else _edits(rows)
             continue
         first, second = _PAIRS[claim]
         published = rows[(rows["reading"] == "published") & (rows["quantity"] == first)]
         controlled = rows[(rows["reading"] == "controlled") & (rows["quantity"] == second)]
         out[claim] = f"As published: {_said(published)}. Controlled: {_said(controlled)}.{_verdict(claim, controlled)}"
     return out
+
+
+def _edits(rows: pd.DataFrame) -> str:
+    """C5 in words: what each way of taking heads out gives, published and controlled."""
+    published = rows[rows["reading"] == "published"]
+    controlled = rows[rows["reading"] == "controlled"]
+    coupled = published["reason"].str.startswith("coupled").sum()
+    words = controlled["reason"].str.partition(":")[0].value_counts()
+    told = ", ".join(f"{n} {word}" for word, n in words.items())
+    return (
+        f"As published: {coupled} of {len(published)} edits are called coupled. Controlled, against random sets: "
+        f"{told} (of {len(controlled)}; each verdict has its rule in the table)."
+    )
 
 
 def _validity(rows: pd.DataFrame) -> str:

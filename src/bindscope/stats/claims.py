@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bindscope.stats.ablation import caused
 from bindscope.stats.compare import binomial_p, wilson
 from bindscope.stats.contrasts import discriminant, exemplars
 from bindscope.stats.correlate import (
@@ -37,12 +38,15 @@ THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 def claims(
-    table: pd.DataFrame, carried: pd.DataFrame | None = None, gained: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    carried: pd.DataFrame | None = None,
+    gained: pd.DataFrame | None = None,
+    edited: pd.DataFrame | None = None,
 ) -> list[Result]:
     """All claims on one suite's observations, in the study's order.
 
     carried: `groups.carried`, real terms and controls in carrier sentences; gained: `behavior.gains`, scores with and
-    without exemplars. V and C3 are read at the last checkpoint.
+    without exemplars; edited: `ablation.effects`. V, C3 and C5 are read at the last checkpoint.
     """
     kept = table[table["eb_star"].notna()]
     asked = kept[kept["task"] == "recognition"]
@@ -53,7 +57,7 @@ def claims(
         *stability(asked),
         *_unlocked(gained),
         *decoupling(kept),
-        *_not_here("C5", "causal effect", "specificity of ablating the binding heads", "the run has no ablations"),
+        *_caused(edited),
         *robustness(asked),
     ]
 
@@ -72,6 +76,15 @@ def _unlocked(gained: pd.DataFrame | None) -> Iterator[Result]:
         yield from _not_here("C3", "unlockability", "few-shot minus zero-shot score", "the run has no few-shot answers")
         return
     yield from exemplars(gained[gained["revision"] == gained["revision"].iloc[-1]])
+
+
+def _caused(edited: pd.DataFrame | None) -> Iterator[Result]:
+    if edited is None or edited.empty:
+        yield from _not_here(
+            "C5", "causal effect", "specificity of ablating the binding heads", "the run has no ablations"
+        )
+        return
+    yield from caused(edited[edited["revision"] == edited["revision"].iloc[-1]])
 
 
 def _not_here(claim: str, name: str, quantity: str, reason: str) -> Iterator[Result]:

@@ -1,0 +1,122 @@
+"""Which heads bind most, and the sets of heads that are taken out to see whether it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from bindscope.errors import RequestError
+from bindscope.measure import binding as b
+from bindscope.measure.edits import Head
+from bindscope.measure.forward import stream
+from bindscope.measure.prepare import Item
+from bindscope.records import Ablation, Ranking
+from bindscope.terms.spans import find, tokens_of
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Units taken out together, and why: the baseline, the highest or lowest of a ranking, or a random draw."""
+
+    ranking: Ranking | None
+    name: str
+    k: int
+    draw: int
+    heads: tuple[Head, ...]
+
+
+def scores(model: PreTrainedModel, items: Sequence[Item], pts: b.Array, packed: bool) -> dict[Ranking, b.Array]:
+    """(L, H) by ranking: mean BSI over the items, the same less the head's mean over null windows of as many tokens,
+    and the previous-token score. The model must be under `hooked`. Raises RequestError where no item has a span."""
+    spans = [item for item in items if item.span is not None]
+    if not spans:
+        raise RequestError("no prompt is left to rank heads on: none has the term in two tokens or more")
+    ks = sorted({item.span.k for item in spans if item.span})
+    rows = [item.row(max(ks) - 1) for item in spans]
+    sums: dict[int, b.Array] = {}
+    null: dict[int, b.Array] = {}
+    counts: dict[int, int] = dict.fromkeys(ks, 0)
+    windows: dict[int, int] = dict.fromkeys(ks, 0)
+    for place, reading in stream(model, rows, packed=packed):
+        item = spans[place]
+        assert item.span is not None
+        assert reading.band is not None
+        k = item.span.k
+        sums[k] = sums.get(k, 0) + b.head_values(reading.band, item.span.tokens[0], k).bsi
+        counts[k] += 1
+        mine = [
+            t
+            for chars in find(item.encoded.text, item.prompt.term, item.prompt.aliases)
+            for t in tokens_of(item.encoded, chars)
+        ]
+        starts = _starts(len(item.encoded.ids), k, {*mine, *range(item.encoded.prefix)})
+        for start in starts:
+            null[k] = null.get(k, 0) + b.head_values(reading.band, start, k).bsi
+        windows[k] += len(starts)
+    n = sum(counts.values())
+    bsi = sum(sums.values()) / n
+    lacking = [k for k in ks if windows[k] == 0]
+    out: dict[Ranking, b.Array] = {"bsi": np.asarray(bsi), "previous_token": pts}
+    if not lacking:
+        expected = sum(null[k] / windows[k] * counts[k] for k in ks) / n
+        out["excess"] = np.asarray(bsi - expected)
+    return out
+
+
+def _starts(length: int, k: int, forbidden: set[int]) -> list[int]:
+    return [s for s in range(1, length - k + 1) if not forbidden & set(range(s, s + k))]
+
+
+def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator[HeadSet]:
+    """The baseline, then for each ranking and size the top, the bottom and the random sets.
+
+    groups: key-value heads. Raises RequestError for sizes that the model does not have, and for a ranking that the
+    prompts do not carry.
+    """
+    yield HeadSet(None, "baseline", 0, 0, ())
+    for ranking in spec.rankings:
+        if ranking not in found:
+            raise RequestError(f"heads cannot be ranked by {ranking}: a term's token count has no null window")
+        L, H = found[ranking].shape
+        per = H // groups if spec.unit == "kv_group" else 1
+        values = found[ranking].reshape(L, H // per, per).mean(2)
+        for size in dict.fromkeys((spec.k, *spec.sweep)):
+            if not 1 <= size <= values.size // 2:
+                what = "key-value heads" if spec.unit == "kv_group" else "heads"
+                raise RequestError(
+                    f"k {size} does not fit: the model has {values.size} {what}, and k may be half of them"
+                )
+            order = np.argsort(-values, axis=None, kind="stable")
+            top = [divmod(int(i), values.shape[1]) for i in order[:size]]
+            bottom = [divmod(int(i), values.shape[1]) for i in order[::-1][:size]]
+            yield HeadSet(ranking, "top", size, 0, _heads(top, per))
+            yield HeadSet(ranking, "bottom", size, 0, _heads(bottom, per))
+            rng = np.random.default_rng([spec.seed, size])
+            for draw in range(spec.random):
+                yield HeadSet(ranking, "random", size, draw, _heads(_random(top, values.shape, spec.scope, rng), per))
+
+
+def _heads(units: Sequence[Head], per: int) -> tuple[Head, ...]:
+    return tuple(sorted((layer, unit * per + i) for layer, unit in units for i in range(per)))
+
+
+def _random(top: Sequence[Head], shape: tuple[int, ...], scope: str, rng: np.random.Generator) -> list[Head]:
+    """As many units, none of them a top one: from the whole model, or as many from each layer as the top has there."""
+    L, U = shape
+    if scope == "model":
+        free = [(layer, u) for layer in range(L) for u in range(U) if (layer, u) not in top]
+        return [free[int(i)] for i in rng.choice(len(free), len(top), replace=False)]
+    out: list[Head] = []
+    for layer in sorted({layer for layer, _ in top}):
+        mine = [u for at, u in top if at == layer]
+        free_here = [u for u in range(U) if u not in mine]
+        if len(free_here) < len(mine):
+            raise RequestError(
+                f"layer {layer} has {U} heads and {len(mine)} of them are among the top {len(top)}: no layer-matched "
+                "set without them; take a smaller k, or scope: model"
+            )
+        out += [(layer, int(u)) for u in rng.choice(free_here, len(mine), replace=False)]
+    return out

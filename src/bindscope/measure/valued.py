@@ -1,0 +1,94 @@
+"""Value-weighted binding: attention counts by what it carries. A head that attends to a null value binds nothing.
+
+The weight of key j for head h at position i is ||A[i, j] v_j W_O^h|| as a share of the same over all keys of i (after
+Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the output projection. BSI built from it is the mean
+over pairs i > j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bindscope.measure.attention import recording
+from bindscope.measure.trunk import layers
+
+#: What architectures call the projection of the heads' outputs.
+_PROJECTIONS = ("o_proj", "dense", "c_proj", "out_proj", "wo")
+#: Tokens in one batch.
+_BATCH_TOKENS = 2048
+
+
+def projections(model: PreTrainedModel) -> dict[int, Tensor] | None:
+    """Layer -> W_O as (H, d, D) in float32; None where the architecture's projection is not known."""
+    heads, out = int(model.config.num_attention_heads), {}
+    for i, layer in enumerate(layers(model)):
+        attention = next(part for part in layer.modules() if getattr(part, "layer_idx", None) == i)
+        attention = next((p for p in layer.modules() if getattr(p, "layer_idx", None) == i and _named(p)), attention)
+        module = _named(attention)
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.dim() != 2:
+            return None
+        rows = weight if type(module).__name__ == "Conv1D" else weight.T  # (H d, D)
+        if rows.shape[0] % heads:
+            return None
+        out[i] = rows.detach().float().reshape(heads, -1, rows.shape[1])
+    return out
+
+
+def _named(attention: torch.nn.Module) -> torch.nn.Module | None:
+    return next((getattr(attention, name) for name in _PROJECTIONS if hasattr(attention, name)), None)
+
+
+@torch.inference_mode()
+def value_weighted(
+    model: PreTrainedModel, texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float64]] | None:
+    """(L, H) value-weighted BSI for the term at each text's span; None where W_O is not known. Under `hooked`.
+
+    Texts are cut behind the term, which causal attention cannot tell.
+    """
+    weights = projections(model)
+    if weights is None:
+        return None
+    gram = {i: w @ w.transpose(1, 2) for i, w in weights.items()}  # ||v W||^2 = v (W W^T) v^T, (H, d, d)
+    out: dict[int, NDArray[np.float64]] = {}
+    order = sorted(range(len(texts)), key=lambda i: -spans[i][-1])
+    start = 0
+    while start < len(order):
+        members = order[start : start + max(1, _BATCH_TOKENS // (spans[order[start]][-1] + 1))]
+        start += len(members)
+        found = _batch(model, gram, [texts[i] for i in members], [spans[i] for i in members])
+        out |= dict(zip(members, found, strict=True))
+    return [out[i] for i in range(len(texts))]
+
+
+def _batch(
+    model: PreTrainedModel, gram: dict[int, Tensor], texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float64]]:
+    T, k = max(span[-1] + 1 for span in spans), max(map(len, spans))
+    ids = torch.zeros(len(texts), T, dtype=torch.long)
+    for b, (text, span) in enumerate(zip(texts, spans, strict=True)):
+        ids[b, : span[-1] + 1] = torch.tensor(text[: span[-1] + 1])
+    queries = torch.tensor([[*span, *[span[-1]] * (k - len(span))] for span in spans], device=model.device)
+    shares: dict[int, Tensor] = {}
+
+    def capture(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        v = value.float()
+        size = torch.einsum("bhsd,hde,bhse->bhs", v, gram[layer].to(v.device), v).clamp(min=0).sqrt()
+        carried = probabilities(queries) * size[:, :, None]
+        shares[layer] = carried / carried.sum(-1, keepdim=True)
+        return z
+
+    with recording(rewire=capture):
+        model(ids.to(model.device), use_cache=False)
+    stack = torch.stack([shares[i] for i in range(len(shares))], 1).cpu().numpy()  # (B, L, H, k, S)
+    return [
+        np.mean([stack[b, :, :, i, span[j]] for i in range(1, len(span)) for j in range(i)], 0, dtype=np.float64)
+        for b, span in enumerate(spans)
+    ]

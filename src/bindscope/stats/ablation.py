@@ -1,0 +1,146 @@
+"""Stored head edits -> drops, specificity against random sets, and a verdict with the rule that gave it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bindscope.stats.compare import paired_difference, permutation_p
+from bindscope.stats.contrasts import COUPLED
+from bindscope.stats.correlate import Undefined
+from bindscope.stats.result import Result
+
+Floats = NDArray[np.float64]
+_PLACE = ["suite", "revision", "step"]
+_CONDITION = ["ranking", "mode", "k"]
+#: At or above this baseline accuracy the questions leave nothing to see; at or below chance plus this, nothing to lose.
+CEILING, ABOVE_CHANCE = 0.95, 0.05
+#: A specificity inside these bounds (90% interval) is called no effect: accuracy, and margin in nats per token.
+BOUNDS = {"accuracy": 0.05, "margin": 0.05}
+
+RULES = {
+    "coupled": "p <= alpha and the 95% interval over terms above 0: the top heads cost more than random ones",
+    "suppressor": "p of the other side <= alpha and the 95% interval below 0: the top heads cost less than random ones",
+    "ceiling": f"baseline accuracy >= {CEILING}: the questions leave too little room",
+    "floor": f"baseline accuracy <= chance + {ABOVE_CHANCE}: there is nothing to lose",
+    "no effect": "the 90% interval of the specificity lies inside the equivalence bound",
+    "no evidence": "none of the other rules applies",
+}
+
+
+def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: float = 0.05) -> pd.DataFrame:
+    """One row per suite, checkpoint, ranking, mode, size and outcome (accuracy, margin; generation where asked for).
+
+    baseline, top, bottom, random: mean outcomes; drop_*: baseline less outcome; specificity = drop(top) - mean
+    drop(random), with p = (b + 1) / (R + 1) one-sided and the 95% interval of the paired difference over terms
+    (jackknife); loss_*: change of the loss on neutral text (nats per token); verdict, rule.
+    """
+    rows = []
+    if ablation.empty:
+        return pd.DataFrame()
+    for place, part in ablation.groupby(_PLACE, sort=False, dropna=False):
+        mine = sets[(sets["suite"] == place[0]) & (sets["revision"] == place[1])]
+        loss = float(mine.loc[mine["set"] == "baseline", "neutral_loss"].iloc[0])
+        base = part[part["set"] == "baseline"]
+        for condition, cell in part[part["set"] != "baseline"].groupby(_CONDITION, sort=False):
+            losses = _losses(mine, condition, loss)
+            for outcome, task, column in (
+                ("accuracy", "recognition", "score"), ("margin", "recognition", "margin"),
+                ("generation", "generation", "score"),
+            ):  # fmt: skip
+                values = _values(base, cell, task, column)
+                if values is not None:
+                    found = _effect(values, outcome, chance, alpha)
+                    identity = dict(zip((*_PLACE, *_CONDITION), (*place, *condition), strict=True))
+                    rows.append(identity | {"outcome": outcome} | found | losses)
+    return pd.DataFrame(rows)
+
+
+def _losses(sets: pd.DataFrame, condition: tuple[Any, ...], base: float) -> dict[str, float]:
+    chosen = sets[(sets[_CONDITION] == list(condition)).all(axis=1)]
+    return {
+        f"loss_{name}": float(chosen.loc[chosen["set"] == name, "neutral_loss"].mean()) - base
+        for name in ("top", "bottom", "random")
+    }
+
+
+class _Values(NamedTuple):
+    """Arrays over prompts: baseline, top, bottom (P,), random (R, P), terms (P,)."""
+
+    base: Floats
+    top: Floats
+    bottom: Floats
+    random: Floats
+    terms: np.ndarray
+
+
+def _values(base: pd.DataFrame, cell: pd.DataFrame, task: str, column: str) -> _Values | None:
+    first = base[base["task"] == task].set_index("prompt")
+    if first.empty:
+        return None
+    wide = cell[cell["task"] == task].pivot_table(index=["set", "draw"], columns="prompt", values=column)[first.index]
+    top, bottom, random = (wide.loc[name].to_numpy(dtype=np.float64) for name in ("top", "bottom", "random"))
+    return _Values(first[column].to_numpy(np.float64), top[0], bottom[0], random, first["term"].to_numpy())
+
+
+def _effect(found: _Values, outcome: str, chance: float, alpha: float) -> dict[str, Any]:
+    base, top, bottom, random, terms = found
+    drops = base.mean() - random.mean(1)
+    drop = float(base.mean() - top.mean())
+    row: dict[str, Any] = {
+        "prompts": len(base), "random_sets": len(random), "baseline": float(base.mean()), "top": float(top.mean()),
+        "bottom": float(bottom.mean()), "random": float(random.mean()), "random_sd": float(drops.std(ddof=1)),
+        "drop_top": drop, "drop_bottom": float(base.mean() - bottom.mean()), "drop_random": float(drops.mean()),
+        "specificity": drop - float(drops.mean()), "p": permutation_p(drop, drops),
+        "p_less": permutation_p(drop, drops, "less"),
+    }  # fmt: skip
+    try:
+        wide = paired_difference(random.mean(0), top, terms)
+        narrow = paired_difference(random.mean(0), top, terms, level=0.90)
+        row |= {"low": wide.low, "high": wide.high, "low_90": narrow.low, "high_90": narrow.high, "reason": None}
+    except Undefined as error:
+        row |= {"low": None, "high": None, "low_90": None, "high_90": None, "reason": str(error)}
+    row["verdict"] = _verdict(row, outcome, chance, alpha)
+    row["rule"] = RULES[row["verdict"]]
+    return row
+
+
+def _verdict(row: dict[str, Any], outcome: str, chance: float, alpha: float) -> str:
+    if outcome == "accuracy" and row["baseline"] >= CEILING and row["p"] > alpha:
+        return "ceiling"
+    if outcome == "accuracy" and row["baseline"] <= chance + ABOVE_CHANCE:
+        return "floor"
+    if row["p"] <= alpha and row["low"] is not None and row["low"] > 0:
+        return "coupled"
+    if row["p_less"] <= alpha and row["high"] is not None and row["high"] < 0:
+        return "suppressor"
+    bound = BOUNDS.get(outcome, BOUNDS["accuracy"])
+    if row["low_90"] is not None and -bound < row["low_90"] and row["high_90"] < bound:
+        return "no effect"
+    return "no evidence"
+
+
+def caused(table: pd.DataFrame) -> list[Result]:
+    """C5 at one checkpoint: rows of `effects` as published (specificity of accuracy, coupled above 0.10) and as
+    controlled (p among the random sets, interval over terms, verdict with its rule)."""
+    out = []
+    for row in table.to_dict("records"):
+        what = f"specificity of {row['outcome']}: {row['k']} heads by {row['ranking']}, {row['mode']}"
+        n, sets = int(row["prompts"]), int(row["random_sets"])
+        if row["outcome"] != "margin":
+            call = "coupled" if row["specificity"] > COUPLED else "not coupled"
+            note = f"{call} by the published rule (> {COUPLED})"
+            method = "drop(top) - mean drop(random)"
+            out.append(Result("C5", what, "published", row["specificity"], n, "prompt", method, reason=note))
+        low, high = (None if pd.isna(row[name]) else row[name] for name in ("low", "high"))
+        damage = f"loss on neutral text {row['loss_top']:+.3f}, random {row['loss_random']:+.3f}"
+        note = f"{row['verdict']}: {row['rule']}; {damage}"
+        method = f"p among {sets} random sets; paired difference, jackknife over terms"
+        out.append(
+            Result("C5", what, "controlled", row["specificity"], n, "prompt", method, low, high, row["p"], sets,
+                   "random set", note)
+        )  # fmt: skip
+    return out
