@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -37,7 +38,7 @@ class Heads(BaseModel):
     modes: tuple[Mode, ...] | None = None
     rankings: tuple[Ranking, ...] = ("bsi",)
     k: int = Field(default=4, ge=1)
-    sweep: tuple[int, ...] = ()
+    sweep: tuple[int | str, ...] = ()
     random: int | None = Field(default=None, ge=1)
     scope: Literal["layer", "model"] | None = None
     unit: Literal["head", "kv_group"] = "head"
@@ -51,6 +52,14 @@ class Heads(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | int) else value
+
+    @field_validator("sweep")
+    @classmethod
+    def _sizes(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        for size in value:
+            if isinstance(size, str) and not re.fullmatch(r"\d+(\.\d+)?%", size):
+                raise ValueError(f"a size is a number or a share such as 2.8%, got {size!r}")
+        return value
 
     def resolved(self, protocol: str) -> Ablation:
         """With the protocol's own choices where the file makes none. Raises RequestError where p cannot reach alpha."""

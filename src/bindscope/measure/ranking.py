@@ -83,7 +83,7 @@ def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator
         L, H = found[ranking].shape
         per = H // groups if spec.unit == "kv_group" else 1
         values = found[ranking].reshape(L, H // per, per).mean(2)
-        for size in dict.fromkeys((spec.k, *spec.sweep)):
+        for size in dict.fromkeys(_size(s, values.size) for s in (spec.k, *spec.sweep)):
             if not 1 <= size <= values.size // 2:
                 what = "key-value heads" if spec.unit == "kv_group" else "heads"
                 raise RequestError(
@@ -97,6 +97,11 @@ def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator
             rng = np.random.default_rng([spec.seed, size])
             for draw in range(spec.random):
                 yield HeadSet(ranking, "random", size, draw, _heads(_random(top, values.shape, spec.scope, rng), per))
+
+
+def _size(size: int | str, total: int) -> int:
+    """A number, or a share of all heads, at least one."""
+    return max(1, round(float(size.rstrip("%")) / 100 * total)) if isinstance(size, str) else size
 
 
 def _heads(units: Sequence[Head], per: int) -> tuple[Head, ...]:

@@ -1,0 +1,345 @@
+"""Heads taken out: a planted head is found, sets and donors are what they should be, verdicts follow their rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import models
+from bindscope.cli import main
+from bindscope.errors import MeasureError, RequestError
+from bindscope.measure import ablation as a
+from bindscope.measure.attention import hooked
+from bindscope.measure.checkpoint import measure
+from bindscope.measure.conditions import Material, run
+from bindscope.measure.forward import Row
+from bindscope.measure.prepare import Item, prepare
+from bindscope.measure.ranking import HeadSet, scores, sets
+from bindscope.models.load import Loaded
+from bindscope.records import Ablation, CheckpointRef, Prompt, Protocol, Rubric
+from bindscope.stats.ablation import RULES, effects
+from bindscope.terms.library import library
+from bindscope.terms.prompts import build
+
+HEAD = (1, 3)
+TERMS, TOLD = 12, 6  # terms in all, and those whose answer only the planted head knows
+D, HEADS, SIZE = 96, 8, 12
+MODES = ("zero", "mean", "resample", "published", "knockout")
+VOCABULARY = [
+    "<|endoftext|>", "<unk>", *(f"{letter}{i}" for letter in "abc" for i in range(TERMS)),
+    "please", "say", "the", "now", "tell", "me", "about", "it", "goes", "with",
+]  # fmt: skip
+ID = {word: i for i, word in enumerate(VOCABULARY)}
+REF = CheckpointRef("planted", "planted", "step1", 1)
+
+
+def _planted() -> Loaded:
+    """Terms "a0 b0" ... "a11 b11" with answers "c0" ... "c11". The planted head looks from b back to a; of the first
+    six it tells the answer, of which b alone suggests a wrong one. Of the others b alone gives the answer."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(VOCABULARY), n_embd=D, n_layer=2, n_head=HEADS, n_positions=256, bos_token_id=0, eos_token_id=0,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in (model.transformer.wte.weight, model.transformer.wpe.weight, model.lm_head.weight):
+            parameter.zero_()
+        model.transformer.wte.weight[:, : len(VOCABULARY)] = torch.eye(len(VOCABULARY))
+        for block in model.transformer.h:
+            block.mlp.c_proj.weight.zero_()
+        layer, head = HEAD
+        attention, first = model.transformer.h[layer].attn, head * SIZE
+        parts = attention.c_attn.weight.view(D, 3, D)[:, :, first : first + SIZE]  # query, key, value
+        parts.zero_()
+        attention.c_proj.weight[first : first + SIZE] = 0
+        for i in range(TERMS):
+            parts[ID[f"b{i}"], 0, 0] = parts[ID[f"a{i}"], 1, 0] = 1.0
+            told = i < TOLD
+            model.lm_head.weight[ID[f"c{(i + 1) % TOLD if told else i}"], ID[f"b{i}"]] = 0.5 if told else 1.0
+            if told:
+                parts[ID[f"a{i}"], 2, i] = 0.1
+                attention.c_proj.weight[first + i, len(VOCABULARY) + i] = 1.0
+                model.lm_head.weight[ID[f"c{i}"], len(VOCABULARY) + i] = 1.0
+    raw = Tokenizer(tokenizer_models.WordLevel(ID, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>", unk_token="<unk>")
+    return Loaded(model, words, REF, None, "off")
+
+
+def _prompts() -> list[Prompt]:
+    out = []
+    for i in range(TERMS):
+        base = 0 if i < TOLD else TOLD
+        choices = [f"c{base + (i + n) % TOLD}" for n in range(3)]
+        shown, term = (*choices[i % 3 :], *choices[: i % 3]), f"a{i} b{i}"
+        gold = shown.index(choices[0])
+        for kind, frame in (("x", "please say the"), ("y", "now tell me about the")):
+            text, name = f"{frame} {term}", f"{term}/{kind}"
+            out.append(Prompt(name, term, text, "recognition", (), kind, shown, gold, question=name))
+        rubric = Rubric((choices[0],))
+        out.append(Prompt(f"{term}/g", term, f"it goes with {term}", "generation", max_tokens=1, rubric=rubric))
+    return out
+
+
+@pytest.fixture(scope="module")
+def planted() -> Loaded:
+    return _planted()
+
+
+@pytest.fixture(scope="module")
+def items(planted: Loaded) -> list[Item]:
+    return [prepare(planted, prompt) for prompt in _prompts()]
+
+
+def _frames(found: Sequence[Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    place = {"suite": "planted", "revision": "step1", "step": 1}
+    one, two = (pd.DataFrame(dict(m.columns)).assign(**place) for m in found)
+    return one, two
+
+
+def _effect(planted: Loaded, items: Sequence[Item], spec: Ablation) -> pd.DataFrame:
+    return effects(*_frames(a.ablate(planted, items, spec, True)), 1 / 3).set_index("outcome")
+
+
+SPEC = Ablation(k=1, random=99, questions=1)
+
+
+def test_the_planted_head_is_found(planted: Loaded, items: list[Item]) -> None:
+    steps: list[int] = []
+    tables = a.ablate(planted, items, SPEC, True, progress=steps.append)
+    assert sum(steps) == a.steps(SPEC) == 102
+    ablation, chosen = _frames(tables)
+    assert chosen.loc[chosen["set"] == "top", "heads"].tolist() == [[f"{HEAD[0]}.{HEAD[1]}"]]
+    found = effects(ablation, chosen, 1 / 3).set_index("outcome").loc["accuracy"]
+    assert found["baseline"] == 1
+    assert found["p"] == 0.01
+    assert found["verdict"] == "coupled"
+    assert found["specificity"] == pytest.approx(TOLD / TERMS)
+    assert found["drop_bottom"] == found["drop_random"] == 0
+    score = ablation[ablation["set"] == "top"].set_index("term")["score"]
+    assert score.to_dict() == {f"a{i} b{i}": float(i >= TOLD) for i in range(TERMS)}
+    margin = ablation.pivot_table(index="prompt", columns="set", values="margin")
+    assert abs(margin["bottom"] - margin["baseline"]).max() < 0.2
+    assert (margin["baseline"] - margin["top"])[:1].item() > 5
+
+
+def test_modes_agree_where_they_must(planted: Loaded, items: list[Item]) -> None:
+    """Without value biases published is zero. What the head says elsewhere tells no answer: mean and resample too take
+    the same terms away, and so does cutting the one edge inside the term."""
+    ablation, chosen = _frames(a.ablate(planted, items, replace(SPEC, modes=MODES, random=19), True))
+    keys = ["set", "draw", "prompt"]
+    one, other = (ablation[ablation["mode"] == m].set_index(keys)[["score", "margin"]] for m in ("zero", "published"))
+    pd.testing.assert_frame_equal(one, other)
+    top = ablation[ablation["set"] == "top"].pivot_table(index="prompt", columns="mode", values="score")
+    assert top.nunique(axis=1).eq(1).all()
+    found = effects(ablation, chosen, 1 / 3)
+    assert list(found["mode"].unique()) == list(MODES)
+    assert set(found["verdict"]) == {"coupled"}
+    loss = found.set_index("mode")["loss_top"]
+    assert abs(loss["knockout"]) < 1e-6  # neutral text has no term
+    assert (loss.loc[["zero"]] > 0.01).all()
+
+
+def test_openings_are_continued_under_the_edit(planted: Loaded, items: list[Item]) -> None:
+    ablation, chosen = _frames(a.ablate(planted, items, replace(SPEC, random=2, generation=True), True))
+    score = ablation[ablation["task"] == "generation"].pivot_table(index="term", columns=["set"], values="score")
+    right = score["baseline"].max()
+    assert (score[["baseline", "bottom", "random"]] == right).all(axis=None)
+    assert score["top"].to_dict() == {f"a{i} b{i}": right * (i >= TOLD) for i in range(TERMS)}
+    assert "generation" in set(effects(ablation, chosen, 1 / 3)["outcome"])
+
+
+def test_evaluated_and_ranked_on(items: list[Item]) -> None:
+    spec = Ablation(questions=1)
+    chosen = a.evaluated(items, spec)
+    assert [i.prompt.id for i in chosen] == [f"a{i} b{i}/{'xy'[i % 2]}" for i in range(TERMS)]
+    ranked = a.ranked_on(items, chosen, spec)
+    assert not {i.prompt.shared for i in ranked} & {i.prompt.shared for i in chosen}
+    assert len(ranked) + len(chosen) == len(items)
+    assert len(a.ranked_on(items, chosen, replace(spec, held_out=False))) == len(items)
+    questions = [i for i in items if i.prompt.task == "recognition"]
+    assert len(a.evaluated(items, Ablation())) == len(questions)
+    with pytest.raises(RequestError, match="every prompt is evaluated"):
+        a.ranked_on(questions, questions, spec)
+    with pytest.raises(RequestError, match="recognition questions"):
+        a.evaluated([i for i in items if i.prompt.task == "generation"], spec)
+
+
+def test_donors_are_other_terms_and_long_enough(planted: Loaded, items: list[Item]) -> None:
+    rng = np.random.default_rng(0)
+    chosen = [items[i] for i in rng.permutation(len(items)) if items[i].choices]
+    neutral = [tuple(range(10)), tuple(range(20)), tuple(range(5))]
+    donors = a._donors(chosen, neutral, 0)
+    assert len(donors) == len(chosen) + 3
+    for item, donor in zip(chosen, donors, strict=False):
+        assert len(donor) >= len(item.encoded.ids) + max(map(len, item.choices)) - 1
+        assert donor[: len(item.encoded.ids)] != item.encoded.ids
+        assert not (item.span and {item.encoded.ids[t] for t in item.span.tokens} & set(donor))
+    assert all(len(donor) >= len(text) for donor, text in zip(donors[-3:], neutral, strict=True))
+    assert all(donor != text for donor, text in zip(donors[-3:], neutral, strict=True))
+    with pytest.raises(RequestError, match=r"no other prompt is as long as 'a0 b0/y' \(7 tokens\)"):
+        a._donors([i for i in chosen if i.prompt.term == "a0 b0"], [(1, 2, 3)], 0)
+
+
+class _Memory:
+    """Blocks as JSON, as a store keeps them; the process "dies" when asked to keep one more than `room`."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.kept, self.put_now = room, dict[str, str](), list[str]()
+
+    def get(self, name: str) -> a.Rows | None:
+        return json.loads(self.kept[name]) if name in self.kept else None
+
+    def put(self, name: str, rows: a.Rows) -> None:
+        if len(self.kept) == self.room:
+            raise KeyboardInterrupt
+        self.kept[name] = json.dumps(rows)
+        self.put_now.append(name)
+
+
+def test_an_interrupted_run_goes_on(planted: Loaded, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPEC, modes=("zero", "mean"), random=20)
+    whole = a.ablate(planted, items, spec, True)
+    memory = _Memory(2)
+    with pytest.raises(KeyboardInterrupt):
+        a.ablate(planted, items, spec, True, memory)
+    assert list(memory.kept) == ["0000", "0001"]
+    runs: list[int] = []
+    monkeypatch.setattr(a, "run", lambda *args: runs.append(len(args[2])) or run(*args))
+    memory.room, memory.put_now = 99, []
+    steps: list[int] = []
+    assert a.ablate(planted, items, spec, True, memory, steps.append) == whole
+    assert memory.put_now == ["0002", "0003"]
+    assert sum(runs) == 2 * 22 - 16
+    assert sum(steps) == a.steps(spec)
+    runs.clear()
+    assert a.ablate(planted, items, spec, True, memory) == whole
+    assert runs == []
+
+
+def test_an_edit_that_changes_nothing_is_an_error(items: list[Item]) -> None:
+    dead = _planted()
+    with torch.no_grad():
+        dead.model.transformer.h[HEAD[0]].attn.c_proj.weight.zero_()
+    with pytest.raises(MeasureError, match=r"heads 1\.3 \(zero\) changes no score"):
+        a.ablate(dead, items, replace(SPEC, random=2), True)
+    with pytest.raises(MeasureError, match="packed"):
+        a.ablate(dead, items, SPEC, False)
+
+
+# Sets of heads.
+
+
+@given(st.data())
+def test_sets_are_what_was_asked_for(data: st.DataObject) -> None:
+    draw = data.draw
+    L, groups, per = draw(st.integers(1, 4)), draw(st.integers(2, 6)), draw(st.integers(1, 3))
+    unit, scope = draw(st.sampled_from(["head", "kv_group"])), draw(st.sampled_from(["layer", "model"]))
+    size = per if unit == "kv_group" else 1
+    units = groups * per // size
+    k = draw(st.integers(1, L * units // 2))
+    values = np.random.default_rng(draw(st.integers(0, 99))).random((L, groups * per)).round(draw(st.integers(1, 5)))
+    spec = Ablation(k=k, random=3, unit=unit, scope=scope, seed=draw(st.integers(0, 9)))
+    means = values.reshape(L, units, size).mean(2)
+    threshold = np.sort(means.ravel())[-k:]
+    try:
+        base, top, bottom, *random = sets({"bsi": values}, spec, groups)
+    except RequestError as error:
+        assert "no layer-matched" in str(error)
+        order = np.argsort(-means, axis=None, kind="stable")[:k] // units
+        assert scope == "layer"
+        assert max(np.bincount(order)) > units / 2
+        return
+    assert base == HeadSet(None, "baseline", 0, 0, ())
+    assert [s.draw for s in random] == [0, 1, 2]
+    for s in (top, bottom, *random):
+        chosen = {(layer, head // size) for layer, head in s.heads}
+        assert len(set(s.heads)) == len(s.heads) == k * size  # whole units only
+        assert len(chosen) == s.k == k
+        assert all(0 <= layer < L and 0 <= head < groups * per for layer, head in s.heads)
+    assert not set(top.heads) & set(bottom.heads)
+    for s, expected in ((top, threshold), (bottom, np.sort(means.ravel())[:k])):
+        np.testing.assert_allclose(sorted(means[i, h // size] for i, h in s.heads[::size]), expected)
+    for s in random:
+        assert not set(top.heads) & set(s.heads)
+        if scope == "layer":
+            assert sorted(layer for layer, _ in s.heads) == [layer for layer, _ in top.heads]
+    assert list(sets({"bsi": values}, spec, groups)) == [base, top, bottom, *random]
+
+
+def test_sets_depend_on_the_seed_and_not_on_the_sweep() -> None:
+    found = {"bsi": np.random.default_rng(0).random((6, 12))}
+    spec = Ablation(k=4, random=5)
+    alone = list(sets(found, spec, 12))
+    swept = list(sets(found, replace(spec, sweep=(2, 4, 8)), 12))
+    assert [s for s in swept if s.k in (0, 4)] == alone
+    assert [s.k for s in swept[1::7]] == [4, 2, 8]
+    other = list(sets(found, replace(spec, seed=1), 12))
+    assert other[:3] == alone[:3]
+    assert other[3:] != alone[3:]
+
+
+def test_sets_that_cannot_be() -> None:
+    values = np.zeros((2, 8))
+    values[0, :5] = 1
+    for k in (0, 9):
+        with pytest.raises(RequestError, match=f"k {k} does not fit: the model has 16 heads"):
+            list(sets({"bsi": values}, Ablation(k=k), 8))
+    with pytest.raises(RequestError, match="k 5 does not fit: the model has 8 key-value heads"):
+        list(sets({"bsi": values}, Ablation(k=5, unit="kv_group"), 4))
+    with pytest.raises(RequestError, match="layer 0 has 8 heads and 5 of them are among the top 5"):
+        list(sets({"bsi": values}, Ablation(k=5), 8))
+    assert len(list(sets({"bsi": values}, Ablation(k=5, scope="model", random=7), 8))) == 10
+    with pytest.raises(RequestError, match="excess"):
+        list(sets({"bsi": values}, Ablation(rankings=("excess",)), 8))
+
+
+def test_scores_by_hand(words: PreTrainedTokenizerFast) -> None:
+    kind, config = models.ARCHITECTURES["gpt_neox"]
+    model = models.build(kind, config | {"vocab_size": len(words), "max_position_embeddings": 512})
+    loaded = Loaded(model, words, REF, None, "on")
+    prompts = [p for p in build(library().select("pilot-3"), "cloze") if p.binds]
+    items = [prepare(loaded, p) for p in prompts]
+    pts = np.random.default_rng(0).random((3, 6))
+    with hooked(model):
+        found = scores(model, items, pts, True)
+    tables, _ = measure(loaded, prompts, Protocol(), ("binding", "heads"))
+    binding = dict(tables[0].columns)
+    np.testing.assert_allclose(found["bsi"].ravel(), np.mean([v for v in binding["bsi"] if v is not None], 0))
+    assert found["previous_token"] is pts
+    model.set_attn_implementation("eager")
+    kept = [i for i in items if i.span]
+    null: dict[int, list[np.ndarray]] = {}
+    for item in kept:
+        with torch.inference_mode():
+            maps = torch.stack(model(torch.tensor([item.encoded.ids]), output_attentions=True).attentions)[:, 0]
+        A, k, n = maps.double().numpy(), item.span.k, len(item.encoded.ids)
+        text, term = item.encoded.text.lower(), item.prompt.term.lower()
+        mine = {
+            t for t, (i, j) in enumerate(item.encoded.offsets)
+            for at in range(len(text)) if text.startswith(term, at) and i < at + len(term) and at < j
+        }  # fmt: skip
+        for start in range(1, n - k + 1):
+            window = range(start, start + k)
+            if not mine & set(window):
+                pairs = [A[:, :, i, j] for i in window for j in window if i > j]
+                null.setdefault(k, []).append(np.mean(pairs, 0))
+    expected = np.mean([np.mean(null[i.span.k], 0) for i in kept], 0)
+    np.testing.assert_allclose(found["bsi"] - found["excess"], expected, atol=1e-6)
+    with pytest.raises(RequestError, match="no prompt is left"):
+        scores(model, [replace(i, span=None) for i in items], pts, True)
