@@ -208,10 +208,13 @@ _HEAD = "name: x\nterms:\n  - {name: a b"
     [
         ("terms: []", "1: name: Field required"),
         ("name: x\nterms:\n  - {definition: d}", "3: terms.0.name"),
-        ("name: x\nterms:\n  - a b\n  - name: c d\n    colour: red", "5: terms.1.colour"),
+        ("name: x\nterms:\n  - a b\n  - name: c d\n    colour: red", "5: unknown field 'colour'; known: name, written"),
         (_HEAD + "}\nsets:\n  y: [c d]", "5: set 'y' names 'c d', which is not a term"),
         (_HEAD + ", recognition: [{kind: k, stem: t, answer: u}]}", "wrong"),
-        (_HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong_from: [c]}]}", "'c' has no answer"),
+        (
+            _HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong_from: [c]}]}",
+            "`wrong_from` names 'c', which asks no",
+        ),
         (_HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong: [u]}]}", "occurs twice"),
         ("name: [", "cannot read"),
         ("name: x\nterms:\n  - a b\n  - a b", "4: the term 'a b' is defined twice"),

@@ -105,4 +105,6 @@ def main(path: Path, name: str | None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)

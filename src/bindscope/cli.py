@@ -18,6 +18,8 @@ from bindscope.errors import BindscopeError, RequestError
 from bindscope.records import Bos, Dtype
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bindscope.store import Store
 
 app = typer.Typer(
@@ -34,15 +36,20 @@ _INTERRUPTED = 130
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="A built-in study (tiny) or a .yaml file.")],
+    study: Annotated[
+        str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")
+    ],
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
     from bindscope.display import Progress, outcome
+    from bindscope.models.suites import suite as suites_of
 
     wanted = studies.load(study)
-    wanted.build_prompts()  # a bad prompt file or term set is found before anything is loaded
+    wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
+    for name in wanted.suites:
+        suites_of(name)
     store = _store(out)
     from bindscope.execute import local
     from bindscope.report import html
@@ -52,7 +59,8 @@ def run(
             result = local.run(wanted, store, progress)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        outcome(store, result, html.write(store), _answers(store))
+        answers, said = _answers(store)
+        outcome(store, result, html.write(store, said), answers)
     return 1 if result.errors else 0
 
 
@@ -105,7 +113,8 @@ def measure(
 def audit(
     models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
     terms: Annotated[
-        list[str] | None, typer.Option(help="Term set or term; repeat for several. a11y-41 if left out.")
+        list[str] | None,
+        typer.Option(help="Term set, term or .yaml file of terms; repeat for several. a11y-41 if left out."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
 ) -> None:
@@ -171,7 +180,8 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.
     """Write report.html again from stored results; no model is needed."""
     from bindscope.report import html
 
-    print(html.write(_store(folder, create=False)))
+    store = _store(folder, create=False)
+    print(html.write(store, _answers(store)[1]))
 
 
 @app.command()
@@ -210,13 +220,14 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _answers(store: Store) -> Path | None:
-    """The folder with every claim's tables; None for a run that asks no recognition questions."""
+def _answers(store: Store) -> tuple[Path | None, pd.DataFrame | None]:
+    """The folder with every claim's tables, and the sentences; nothing for a run that asks no recognition questions."""
     from bindscope.stats.analysis import analyse, write
 
     if store.read("recognition").empty:
-        return None
-    return Path(write(analyse(store), store)[0]).parent
+        return None, None
+    found = analyse(store)
+    return Path(write(found, store)[0]).parent, found.sentences
 
 
 def _store(folder: Path, create: bool = True) -> Store:

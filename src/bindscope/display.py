@@ -238,10 +238,11 @@ def audit_table(table: pd.DataFrame) -> None:
 
 def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
     """Expressions by group and k, and which comparisons have no match."""
-    table = Table(title=f"{escape(name)}: expressions by tokens (k)", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("group", no_wrap=True)
+    table = Table(title=f"{escape(name)}: expressions by tokens (k)", box=box.SIMPLE_HEAD, title_justify="left",
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    table.add_column("k", no_wrap=True)
     for k in counts.columns:
-        table.add_column(f"k={k}", justify="right")
+        table.add_column(str(k), justify="right", no_wrap=True, min_width=2)
     for group, row in counts.iterrows():
         table.add_row(escape(str(group)), *[str(n) if n else "-" for n in row])
     _OUT.print(table)

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from bindscope.errors import PromptError, SpanError, UnknownName
 from bindscope.measure.checkpoint import measure
 from bindscope.models.load import Loaded
 from bindscope.records import Prompt, Protocol, Term
-from bindscope.terms.library import library
+from bindscope.terms.library import library, read
 from bindscope.terms.prompts import carriers
 from bindscope.terms.spans import encode, locate
 
@@ -61,13 +62,16 @@ class Look:
 
 
 def resolve(names: Sequence[str]) -> tuple[Term, ...]:
-    """Terms of the library by set or term name, in any case; any other text is a term of its own.
+    """Terms of the library by set or term name, in any case, or of a YAML file; any other text is a term of its own.
 
     Raises UnknownName for a word that looks like a mistyped set, PromptError for an empty one.
     """
     known = library()
     out: dict[str, Term] = {}
     for name in names:
+        if name.endswith((".yaml", ".yml")):
+            out |= read(Path(name)).terms
+            continue
         text = " ".join(name.split())
         if not text:
             raise PromptError("a term is empty; give one or more words")

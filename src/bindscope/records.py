@@ -174,9 +174,9 @@ class Ablation:
     """Which heads are taken out, how, and what they are compared with.
 
     rankings: by mean BSI, by BSI over its null, or by previous-token score; modes: see `measure.edits`; k: heads in a
-    set; sweep: further sizes, numbers or shares of all heads ("2.8%"); random: sets drawn for each ranking and size, from
-    the layers of the top heads (scope "layer") or from the whole model; unit: query heads, or all query heads of a
-    key-value head; questions: a term's questions that are asked, all if None; held_out: rank on prompts that are not
+    set; sweep: further sizes, numbers or shares of all heads ("2.8%"); random: sets drawn for each ranking and size,
+    from the layers of the top heads (scope "layer") or from the whole model; unit: query heads, or all query heads of
+    a key-value head; questions: a term's questions that are asked, all if None; held_out: rank on prompts that are not
     evaluated; generation: continue the openings under each edit too.
     """
 

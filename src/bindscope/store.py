@@ -27,6 +27,10 @@ import pyarrow.parquet as pq
 from bindscope.errors import RequestError, StoreError
 from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Measurement, Prompt, Protocol, Provenance, digest
 
+#: Every table that a run can hold.
+TABLES = (
+    "binding", "windows", "heads", "recognition", "generation", "few_shot", "variability", "ablation", "ablation_sets",
+)  # fmt: skip
 _META = b"bindscope"
 _FAULTS = (OSError, pa.ArrowException, ValueError, KeyError)
 
@@ -146,6 +150,8 @@ class Store:
 
         Raises StoreError for a shard that is missing or damaged.
         """
+        if measure not in TABLES:
+            raise StoreError(f"there is no table {measure!r}; tables: {', '.join(TABLES)}")
         frames = []
         for unit in self.read_run().units:
             if unit.status != "done" or measure not in unit.keys:

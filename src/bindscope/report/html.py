@@ -34,8 +34,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\u2212")
 
 
-def write(store: Store) -> Path:
-    """Draw the report of a results folder and return its path. Raises StoreError where the results cannot be read."""
+def write(store: Store, said: pd.DataFrame | None = None) -> Path:
+    """Draw the report of a results folder and return its path. Raises StoreError where the results cannot be read.
+
+    said: the sentences of `stats.analysis`: suite, claim, text.
+    """
     run = store.read_run()
     binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
     summary = by_checkpoint(binding, recognition, generation) if not binding.empty else pd.DataFrame({"suite": []})
@@ -45,7 +48,8 @@ def write(store: Store) -> Path:
         rotated="rotation" in recognition and bool((recognition["rotation"] > 0).any()),
         version=version("bindscope"),
         suites=[
-            _suite(str(name), part) | {"tables": list(tables(store, str(name), number))}
+            _suite(str(name), part)
+            | {"tables": list(tables(store, str(name), number)), "claims": _claims(said, str(name))}
             for name, part in summary.groupby("suite", sort=False)
         ],
         missing=[u.checkpoint.label for u in run.units if u.status != "done"],
@@ -61,6 +65,27 @@ def write(store: Store) -> Path:
         **_facts(store, run),
     )
     return store.write_text("report.html", page)
+
+
+_CLAIMS = {
+    "V": "V, are terms bound more than other expressions?",
+    "C1-A": "C1-A, does binding go with knowing?",
+    "C1-B": "C1-B, does binding come first?",
+    "C2": "C2, is binding a property of the term?",
+    "C3": "C3, what does an exemplar unlock?",
+    "C4-A": "C4-A, does binding go with knowing late in training?",
+    "C4-B": "C4-B, do the two come apart?",
+    "C5": "C5, do the binding heads matter?",
+    "robustness": "Robustness, does binding depend on the sentence?",
+}
+
+
+def _claims(said: pd.DataFrame | None, suite: str) -> list[tuple[str, str]]:
+    """Question and answer for each claim that the data carry."""
+    if said is None or said.empty:
+        return []
+    mine = said[(said["suite"] == suite) & ~said["text"].str.startswith("Not carried")]
+    return [(_CLAIMS[row["claim"]], row["text"]) for row in mine.to_dict("records")]
 
 
 def _suite(name: str, part: pd.DataFrame) -> dict[str, Any]:

@@ -32,6 +32,11 @@ _PAIRS = {
 }
 
 
+_EMERGENCE = ["suite", "term", *(f"{what}_{part}" for what in ("binding", "knowing") for part in (
+    "left", "right", "threshold"
+))]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Analysis:
     """results: a row per suite and statistic, with `q`, the p adjusted within its family (Benjamini & Hochberg 1995; a
@@ -88,7 +93,8 @@ def analyse(store: Store) -> Analysis:
     notes += [f"over runs: {reason}" for reason in together[together["value"].isna()]["reason"]]
     results = _stacked([*frames, together])
     order = ["suite", *[c for c in results if c != "suite"]]
-    tables = results[order], pd.DataFrame(said), pd.DataFrame(gates), _stacked(when), by_layer(table)
+    crossed = _stacked(when).reindex(columns=_EMERGENCE)
+    tables = results[order], pd.DataFrame(said), pd.DataFrame(gates), crossed, by_layer(table)
     more = {
         "behavior": behavior(recognition, generation),
         "scores": scoring(recognition),

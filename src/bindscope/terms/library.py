@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from bindscope.errors import RequestError, UnknownName
 from bindscope.records import Opening, Question, Rubric, Term
-from bindscope.terms.check import check
+from bindscope.terms.check import check, look_alike
 from bindscope.terms.yamlfile import Source
 
 
@@ -105,6 +106,8 @@ def read(path: Path) -> Library:
     file = source.parse(_File)
     answers: dict[tuple[str, str], str] = {}
     for i, row in enumerate(file.terms):
+        if fault := look_alike(row.name):
+            raise source.error(f"term {row.name!r}: {fault}", ("terms", i, "name"))
         if row.name.casefold() in {other.name.casefold() for other in file.terms[:i]}:
             raise source.error(f"the term {row.name!r} is defined twice", ("terms", i))
         answers |= {(row.name, q.kind): q.answer for q in row.recognition}
@@ -135,6 +138,15 @@ def _term(row: _Term, i: int, answers: dict[tuple[str, str], str], source: Sourc
         for other in q.wrong_from:
             if other in near:
                 raise source.error(f"term {row.name!r}, {q.kind}: {other!r} is near to it", place)
+            if other == row.name:
+                raise source.error(f"term {row.name!r}, {q.kind}: `wrong_from` names the term itself", place)
+            if all(other != name for name, _ in answers):
+                close = difflib.get_close_matches(other, [name for name, _ in answers], 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise source.error(
+                    f"term {row.name!r}, {q.kind}: `wrong_from` names {other!r}, which asks no question here{hint}",
+                    place,
+                )
             if (other, q.kind) not in answers:
                 raise source.error(f"term {row.name!r}, {q.kind}: {other!r} has no answer of that kind", place)
             wrong.append(answers[other, q.kind])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,25 @@ from bindscope.errors import RequestError
 
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[str | int, ...]
+
+
+def _hint(schema: type[BaseModel], place: Place) -> str:
+    """The fields that could have been meant at a place, from the schema's own description."""
+    whole = schema.model_json_schema()
+    node: Any = whole
+    for part in place[:-1]:
+        node = _resolved(node, whole)
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    known = list(_resolved(node, whole).get("properties", {}))
+    close = difflib.get_close_matches(str(place[-1]), known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""
+
+
+def _resolved(node: Any, whole: Any) -> Any:
+    for option in [node, *node.get("anyOf", [])]:
+        if "$ref" in option:
+            return whole["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+    return node
 
 
 class Source:
@@ -36,6 +56,8 @@ class Source:
             first = error.errors()[0]
             place = tuple(part for part in first["loc"] if isinstance(part, int) or not part.startswith("function-"))
             message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                raise self.error(f"unknown field {place[-1]!r}{_hint(schema, place)}", place) from error
             seen = first.get("input")
             shown = f", got {seen!r}" if isinstance(seen, str | int | float | bool) else ""
             where = ".".join(str(part) for part in place)
