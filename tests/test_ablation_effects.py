@@ -130,7 +130,8 @@ DISJOINT = "random sets that leave out the top heads are not exchangeable with t
 )
 def test_p_is_uniform_where_the_ranking_says_nothing(scope: Any, k: int, heads: int) -> None:
     """200 random models of 2 layers, ranked at random: no set is special, so p is uniform on i / 100."""
-    kind, config = models.ARCHITECTURES["llama"]
+    kind, base = models.ARCHITECTURES["llama"]
+    config = base | {"num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": heads}
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)

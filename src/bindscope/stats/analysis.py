@@ -210,7 +210,9 @@ def _said(rows: pd.DataFrame) -> str:
     text = f"{row['quantity']} {row['value']:+.2f}"
     if pd.notna(row["low"]):
         text += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return text + (f", p {row['p']:.3f}" if pd.notna(row["p"]) else "")
+    if pd.isna(row["p"]):
+        return text
+    return text + (", p < 0.001" if row["p"] < 0.001 else f", p {row['p']:.3f}")
 
 
 def _verdict(claim: str, rows: pd.DataFrame) -> str:
