@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ from bindscope.terms.spans import find
 
 HEAD = (1, 3)
 TERMS, TOLD = 12, 6  # terms in all, and those whose answer only the planted head knows
-D, HEADS, SIZE = 96, 8, 12
+D, HEADS, SIZE = 384, 64, 6
 MODES = ("zero", "mean", "resample", "published", "knockout")
 VOCABULARY = [
     "<|endoftext|>", "<unk>", *(f"{letter}{i}" for letter in "abc" for i in range(TERMS)),
@@ -124,21 +125,23 @@ def test_the_planted_head_is_found(planted: Loaded, items: list[Item]) -> None:
     assert chosen.loc[chosen["set"] == "top", "heads"].tolist() == [[f"{HEAD[0]}.{HEAD[1]}"]]
     found = effects(ablation, chosen, 1 / 3).set_index("outcome").loc["accuracy"]
     assert found["baseline"] == 1
-    assert found["p"] == 0.01
+    planted_too = [f"{HEAD[0]}.{HEAD[1]}" in heads for heads in chosen.loc[chosen["set"] == "random", "heads"]]
+    assert found["p"] == pytest.approx((sum(planted_too) + 1) / 100)  # a draw of the planted head costs as much
+    assert found["p"] <= 0.05
     assert found["verdict"] == "coupled"
-    assert found["specificity"] == pytest.approx(TOLD / TERMS)
-    assert found["drop_bottom"] == found["drop_random"] == 0
+    assert found["specificity"] == pytest.approx(TOLD / TERMS * (1 - np.mean(planted_too)))
+    assert found["drop_bottom"] == 0
     score = ablation[ablation["set"] == "top"].set_index("term")["score"]
     assert score.to_dict() == {f"a{i} b{i}": float(i >= TOLD) for i in range(TERMS)}
     margin = ablation.pivot_table(index="prompt", columns="set", values="margin")
-    assert abs(margin["bottom"] - margin["baseline"]).max() < 0.2
+    assert abs(margin["bottom"] - margin["baseline"]).max() < 0.05 * margin["baseline"].min()
     assert (margin["baseline"] - margin["top"])[:1].item() > 5
 
 
 def test_modes_agree_where_they_must(planted: Loaded, items: list[Item]) -> None:
     """Without value biases published is zero. What the head says elsewhere tells no answer: mean and resample too take
     the same terms away, and so does cutting the one edge inside the term."""
-    ablation, chosen = _frames(a.ablate(planted, items, replace(SPEC, modes=MODES, random=19), True))
+    ablation, chosen = _frames(a.ablate(planted, items, replace(SPEC, modes=MODES, random=39), True))
     keys = ["set", "draw", "prompt"]
     one, other = (ablation[ablation["mode"] == m].set_index(keys)[["score", "margin"]] for m in ("zero", "published"))
     pd.testing.assert_frame_equal(one, other)
@@ -149,7 +152,7 @@ def test_modes_agree_where_they_must(planted: Loaded, items: list[Item]) -> None
     assert set(found["verdict"]) == {"coupled"}
     loss = found[found["outcome"] == "margin"].set_index("mode")["loss_top"]
     assert abs(loss["knockout"]) < 1e-6  # neutral text has no term
-    assert loss["zero"] == loss["published"] > 0.01
+    assert loss["zero"] == loss["published"] != 0
 
 
 def test_openings_are_continued_under_the_edit(planted: Loaded, items: list[Item]) -> None:
@@ -254,11 +257,6 @@ def test_sets_are_what_was_asked_for(data: st.DataObject) -> None:
     spec = Ablation(k=k, random=3, unit=unit, scope=scope, seed=draw(st.integers(0, 9)))
     means = values.reshape(L, units, size).mean(2)
     threshold = np.sort(means.ravel())[-k:]
-    order = np.argsort(-means, axis=None, kind="stable")[:k] // units
-    if scope == "layer" and max(np.bincount(order)) > units / 2:
-        with pytest.raises(RequestError, match="no layer-matched"):
-            list(sets({"bsi": values}, spec, groups))
-        return
     base, top, bottom, *random = sets({"bsi": values}, spec, groups)
     assert base == HeadSet(None, "baseline", 0, 0, ())
     assert [s.draw for s in random] == [0, 1, 2]
@@ -271,7 +269,6 @@ def test_sets_are_what_was_asked_for(data: st.DataObject) -> None:
     for s, expected in ((top, threshold), (bottom, np.sort(means.ravel())[:k])):
         np.testing.assert_allclose(sorted(means[i, h // size] for i, h in s.heads[::size]), expected)
     for s in random:
-        assert not set(top.heads) & set(s.heads)
         if scope == "layer":
             assert sorted(layer for layer, _ in s.heads) == [layer for layer, _ in top.heads]
     assert list(sets({"bsi": values}, spec, groups)) == [base, top, bottom, *random]
@@ -289,6 +286,19 @@ def test_sets_depend_on_the_seed_and_not_on_the_sweep() -> None:
     assert other[3:] != alone[3:]
 
 
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_the_top_set_is_one_more_draw(scope: str) -> None:
+    """Every head of a layer is drawn equally often, top or not; without that p would be too small."""
+    found = {"bsi": np.random.default_rng(3).random((2, 6))}
+    spec = Ablation(k=3, random=4000, scope=scope)  # type: ignore[arg-type]
+    _, top, _, *random = sets(found, spec, 6)
+    counts = Counter(head for s in random for head in s.heads)
+    for layer in range(2):
+        size = 1.5 if scope == "model" else sum(at == layer for at, _ in top.heads)
+        for head in range(6):
+            assert counts[layer, head] == pytest.approx(4000 * size / 6, abs=5 * np.sqrt(4000 * size / 6) + 1e-9)
+
+
 def test_sets_that_cannot_be() -> None:
     values = np.zeros((2, 8))
     values[0, :5] = 1
@@ -297,8 +307,7 @@ def test_sets_that_cannot_be() -> None:
             list(sets({"bsi": values}, Ablation(k=k), 8))
     with pytest.raises(RequestError, match="k 5 does not fit: the model has 8 key-value heads"):
         list(sets({"bsi": values}, Ablation(k=5, unit="kv_group"), 4))
-    with pytest.raises(RequestError, match="layer 0 has 8 heads and 5 of them are among the top 5"):
-        list(sets({"bsi": values}, Ablation(k=5), 8))
+    assert len(list(sets({"bsi": values}, Ablation(k=5, random=7), 8))) == 10
     assert len(list(sets({"bsi": values}, Ablation(k=5, scope="model", random=7), 8))) == 10
     with pytest.raises(RequestError, match="excess"):
         list(sets({"bsi": values}, Ablation(rankings=("excess",)), 8))

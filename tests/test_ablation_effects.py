@@ -116,18 +116,8 @@ def test_one_term_has_no_interval() -> None:
 # Calibration and the study file.
 
 
-DISJOINT = "random sets that leave out the top heads are not exchangeable with them: small p come too often"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scope", "k", "heads"),
-    [
-        ("model", 2, 24),
-        pytest.param("layer", 2, 6, marks=pytest.mark.xfail(reason=DISJOINT)),
-        pytest.param("model", 6, 6, marks=pytest.mark.xfail(reason=DISJOINT)),
-    ],
-)
+@pytest.mark.parametrize(("scope", "k", "heads"), [("model", 2, 24), ("layer", 2, 6), ("model", 6, 6)])
 def test_p_is_uniform_where_the_ranking_says_nothing(scope: Any, k: int, heads: int) -> None:
     """200 random models of 2 layers, ranked at random: no set is special, so p is uniform on i / 100."""
     kind, base = models.ARCHITECTURES["llama"]

@@ -36,9 +36,7 @@ _INTERRUPTED = 130
 
 @app.command()
 def run(
-    study: Annotated[
-        str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")
-    ],
+    study: Annotated[str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")],
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""

@@ -118,6 +118,8 @@ def ablate(
             done += kept
             if progress is not None:
                 progress(len(block))
+    if progress is not None:  # a share of the heads can be a size that was asked for already
+        progress(max(0, steps(spec) - len(done)))
     _changed(done)
     return _tables(done, [*chosen, *openings])
 

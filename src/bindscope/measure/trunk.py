@@ -29,18 +29,30 @@ def _place(layer: torch.nn.Module, i: int) -> bool:
     return any(getattr(part, "layer_idx", None) == i for part in layer.modules())
 
 
+class _Enough(Exception):
+    """The highest wanted layer is done; what lies above it need not be computed."""
+
+
 @contextmanager
 def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
-    """Forward passes inside this block leave the outputs of the wanted layers in the returned dictionary."""
+    """One forward pass inside this block leaves the outputs of the wanted layers in the returned dictionary, and ends
+    the block behind the highest of them."""
     found: dict[int, Any] = {}
 
     def keep(i: int) -> Any:
-        return lambda _module, _args, out: found.__setitem__(i, out)
+        def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
+            found[i] = out
+            if i == max(wanted):
+                raise _Enough
+
+        return hook
 
     stack = layers(model)
     handles = [stack[i].register_forward_hook(keep(i)) for i in wanted]
     try:
         yield found
+    except _Enough:
+        return
     finally:
         for handle in handles:
             handle.remove()

@@ -92,7 +92,8 @@ def _effect(found: _Values, outcome: str, chance: float, alpha: float) -> dict[s
     drop = float(base.mean() - top.mean())
     row: dict[str, Any] = {
         "prompts": len(base), "random_sets": len(random), "baseline": float(base.mean()), "top": float(top.mean()),
-        "bottom": float(bottom.mean()), "random": float(random.mean()), "random_sd": float(drops.std(ddof=1)),
+        "bottom": float(bottom.mean()), "random": float(random.mean()),
+        "random_sd": float(drops.std(ddof=1)) if len(drops) > 1 else None,
         "drop_top": drop, "drop_bottom": float(base.mean() - bottom.mean()), "drop_random": float(drops.mean()),
         "specificity": drop - float(drops.mean()), "p": permutation_p(drop, drops),
         "p_less": permutation_p(drop, drops, "less"),
@@ -102,10 +103,19 @@ def _effect(found: _Values, outcome: str, chance: float, alpha: float) -> dict[s
         narrow = paired_difference(random.mean(0), top, terms, level=0.90)
         row |= {"low": wide.low, "high": wide.high, "low_90": narrow.low, "high_90": narrow.high, "reason": None}
     except Undefined as error:
-        row |= {"low": None, "high": None, "low_90": None, "high_90": None, "reason": str(error)}
+        each = pd.Series(random.mean(0) - top).groupby(terms).mean()
+        if len(each) > 1 and float(each.max() - each.min()) < 1e-12:  # all terms alike: there is no spread to speak of
+            row |= dict.fromkeys(("low", "high", "low_90", "high_90"), row["specificity"])
+            row |= {"reason": "every term gives the same value"}
+        else:
+            row |= _no_interval(str(error))
     row["verdict"] = _verdict(row, outcome, chance, alpha)
     row["rule"] = RULES[row["verdict"]]
     return row
+
+
+def _no_interval(reason: str) -> dict[str, Any]:
+    return {"low": None, "high": None, "low_90": None, "high_90": None, "reason": reason}
 
 
 def _verdict(row: dict[str, Any], outcome: str, chance: float, alpha: float) -> str:
