@@ -239,7 +239,7 @@ def main() -> None:
     print("can come out below it: batches use the processor better than the naive loop's single short rows.\n")
     print("Where a run's time goes:\n")
     print("\n".join(line for *_, spent in results for line in spent))
-    print(f"\nIn all {perf_counter() - begun:.0f} s on a machine that had other work.")
+    print(f"\nIn all {perf_counter() - begun:.0f} s.")
 
 
 if __name__ == "__main__":
