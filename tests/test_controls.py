@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+import models
 from bindscope.cli import main
+from bindscope.measure.checkpoint import measure
 from bindscope.models.load import Loaded
-from bindscope.records import CheckpointRef, Term
+from bindscope.records import CheckpointRef, Prompt, Protocol, Term
 from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
 from bindscope.stats.contrasts import discriminant, exemplars
 from bindscope.stats.groups import by_group, carried
@@ -254,14 +257,10 @@ def test_a_domain_of_ones_own_in_ten_lines(
 
 
 def test_memory_does_not_grow_with_the_bands(words: PreTrainedTokenizerFast) -> None:
-    """Two thousand prompts of 200 tokens: their bands together would be over 200 MB, which are never held at once."""
-    import models
-    from bindscope.measure.checkpoint import measure
-    from bindscope.records import Prompt, Protocol
-
+    """A thousand prompts of 200 tokens: their bands together would be over 75 MB, which are never held at once."""
     kind, config = models.ARCHITECTURES["gpt_neox"]
-    model = models.build(kind, config | {"vocab_size": len(words), "num_hidden_layers": 4, "hidden_size": 64,
-                                         "num_attention_heads": 16, "max_position_embeddings": 512})  # fmt: skip
+    size = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 16, "max_position_embeddings": 512}
+    model = models.build(kind, config | size | {"vocab_size": len(words)})
     loaded = Loaded(model, words, CheckpointRef("s", "r"), None, "on")
     text = "the skip link of page {} and " + "so on and so on, as it was, " * 11
 
@@ -269,17 +268,20 @@ def test_memory_does_not_grow_with_the_bands(words: PreTrainedTokenizerFast) -> 
         return [Prompt(f"skip link/{i}", "skip link", text.format(i), "carrier") for i in range(n)]
 
     tokens = len(encode(words, text.format(1)).ids)
-    measure(loaded, prompts(64), Protocol())
-    before = _resident()
-    tables, _ = measure(loaded, prompts(2000), Protocol())
-    assert len(tables[0]) == 2000
-    held = 2000 * 4 * 16 * tokens * tables[0].columns["k"][0] * 4
-    assert held > 150e6
-    assert _resident() - before < 0.5 * held
+
+    def peak(n: int) -> tuple[int, int]:
+        seen: list[int] = []
+        tables, _ = measure(loaded, prompts(n), Protocol(), progress=lambda _: seen.append(_resident()))
+        assert len(tables[0]) == n
+        return max(seen), tables[0].columns["k"][0]
+
+    few, k = peak(200)
+    many, _ = peak(1000)
+    held = 800 * 4 * 16 * tokens * k * 4
+    assert held > 75e6
+    assert many - few < 0.5 * held
 
 
-def _resident() -> float:
-    """Highest resident memory so far, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+def _resident() -> int:
+    """Resident memory now, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
