@@ -12,7 +12,6 @@ from scipy.stats import binomtest, kstest
 
 import models
 from bindscope.cli import main
-from bindscope.measure.ablation import smallest_random
 from bindscope.measure.attention import hooked
 from bindscope.measure.conditions import Material, run
 from bindscope.measure.forward import Row
@@ -174,7 +173,7 @@ def test_wrong_sections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     for alpha, needed in ((0.05, 19), (0.01, 99), (0.03, 33)):
         message = fails(f"random: {needed - 1}, alpha: {alpha}")
         assert f"random: {needed} at least" in message
-        assert smallest_random(alpha) == needed
+        assert Ablation(alpha=alpha).least_random == needed
     assert "zero and published only" in fails("generation: true, modes: [zero, mean]")
     assert "ablation.k" in fails("k: 0")
     assert "alpha" in fails("alpha: 1")

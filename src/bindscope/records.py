@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
@@ -192,6 +193,11 @@ class Ablation:
     generation: bool = False
     seed: int = 42
     alpha: float = 0.05
+
+    @property
+    def least_random(self) -> int:
+        """The fewest random sets with which p = (b + 1) / (R + 1) can reach alpha."""
+        return math.ceil(1 / self.alpha) - 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -65,10 +64,10 @@ class Heads(BaseModel):
         """With the protocol's own choices where the file makes none. Raises RequestError where p cannot reach alpha."""
         asked: dict[str, Any] = {name: value for name, value in self.model_dump().items() if value is not None}
         spec = replace(Ablation(), **((_PUBLISHED if protocol == "published" else {}) | asked))
-        if protocol == "controlled" and spec.random < (needed := math.ceil(1 / spec.alpha) - 1):
+        if protocol == "controlled" and spec.random < spec.least_random:
             raise RequestError(
                 f"ablation: {spec.random} random sets cannot give p below {1 / (spec.random + 1):.3f}, and alpha is "
-                f"{spec.alpha}; random: {needed} at least"
+                f"{spec.alpha}; random: {spec.least_random} at least"
             )
         if spec.generation and set(spec.modes) - {"zero", "published"}:
             raise RequestError("ablation: generation is continued under the modes zero and published only")

@@ -14,13 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from bindscope.errors import MeasureError, PromptError, RequestError
-from bindscope.measure import binding as b
 from bindscope.measure.attention import hooked, recording
 from bindscope.measure.conditions import Logs, Material, neutral_means, run
 from bindscope.measure.edits import mask, replacing, value_biases
-from bindscope.measure.forward import Row, read
+from bindscope.measure.forward import Row
 from bindscope.measure.generation import Draw, written_table
-from bindscope.measure.prepare import Item, neutral_rows
+from bindscope.measure.prepare import Item, neutral_rows, previous_token_scores
 from bindscope.measure.ranking import HeadSet, scores, sets
 from bindscope.measure.recognition import Scores
 from bindscope.models.load import Loaded
@@ -93,12 +92,11 @@ def ablate(
     openings = (
         [i for i in items if i.prompt.task == "generation" and i.prompt.shot == "zero"] if spec.generation else []
     )
-    neutral, special = neutral_rows(loaded)
+    neutral, _ = neutral_rows(loaded)
     rows = [Row(i.encoded.ids, i.choices) for i in chosen]
     rows += [Row(row.ids[:1], (row.ids[1:],)) for row in neutral]
     with hooked(model):
-        quiet = [reading.band for reading in read(model, neutral, packed=packed)]
-        pts = b.previous_token_scores([band for band in quiet if band is not None], max(1, special))
+        pts = previous_token_scores(loaded, packed)
         found = scores(model, ranked_on(items, chosen, spec), pts, packed)
         groups = int(getattr(model.config, "num_key_value_heads", None) or loaded.heads)
         baseline, *others = sets(found, spec, groups)
@@ -227,13 +225,8 @@ def _tables(done: Rows, asked: Sequence[Item]) -> list[Measurement]:
         for record in done
         for item, score, margin in zip_longest(asked, record["score"], record["margin"])
     ]  # fmt: skip
-    wide = [{**{key: record[key] for key in (*keys, "heads", "neutral_loss")}} for record in done]
+    wide = [{key: record[key] for key in (*keys, "heads", "neutral_loss")} for record in done]
     return [
         Measurement("ablation", {key: [row[key] for row in rows] for key in rows[0]}),
         Measurement("ablation_sets", {key: [row[key] for row in wide] for key in wide[0]}),
     ]
-
-
-def smallest_random(alpha: float) -> int:
-    """The fewest random sets with which p = (b + 1) / (R + 1) can reach alpha."""
-    return int(np.ceil(1 / alpha)) - 1

@@ -23,7 +23,7 @@ from bindscope.measure.attention import hooked
 from bindscope.measure.bindings import Bindings
 from bindscope.measure.forward import Row, read, stream
 from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, distinct, token_limits, written_table
-from bindscope.measure.prepare import Item, neutral_rows, prepare
+from bindscope.measure.prepare import Item, prepare, previous_token_scores
 from bindscope.measure.recognition import continuation, recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
 from bindscope.measure.valued import value_weighted
@@ -123,8 +123,7 @@ def _read(
     scored = {}
     with hooked(model):
         unconditional = _unconditional(loaded, items, protocol, packed)
-        neutral, special = neutral_rows(loaded)
-        quiet = [reading.band for reading in read(model, neutral, packed=packed)]
+        pts = previous_token_scores(loaded, packed)
         for place, reading in stream(model, [item.row(width) for item in items], packed=packed):
             item = items[place]
             if item.prompt.binds:
@@ -138,7 +137,6 @@ def _read(
         carried = value_weighted(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
         if carried is not None:
             bindings.valued({place: v for (place, _), v in zip(bound, carried, strict=True)})
-    pts = b.previous_token_scores([band for band in quiet if band is not None], max(1, special))
     rows = [scored[place] for place in sorted(scored)]
     recognition = Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
     return [*bindings.tables(pts, protocol.min_null), _heads(loaded, pts), recognition]

@@ -7,7 +7,8 @@ from functools import cache
 from importlib import resources
 
 from bindscope.errors import ModelError, PromptError, SpanError
-from bindscope.measure.forward import Row
+from bindscope.measure import binding as b
+from bindscope.measure.forward import Row, read
 from bindscope.measure.recognition import continuation
 from bindscope.models.load import Loaded
 from bindscope.records import Prompt, Span
@@ -62,6 +63,13 @@ def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:
     size = min(_NEUTRAL_TOKENS, loaded.context or _NEUTRAL_TOKENS) - len(front)
     parts = [body[i : i + size] for i in range(0, len(body), size)]
     return [Row((*front, *part), band=1) for part in parts if len(part) >= 8], len(front)
+
+
+def previous_token_scores(loaded: Loaded, packed: bool) -> b.Array:
+    """(L, H): mean attention to the previous token on the neutral text. The model must be under `hooked`."""
+    rows, special = neutral_rows(loaded)
+    bands = [reading.band for reading in read(loaded.model, rows, packed=packed)]
+    return b.previous_token_scores([band for band in bands if band is not None], max(1, special))
 
 
 @cache

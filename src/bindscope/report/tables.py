@@ -24,11 +24,11 @@ def last(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
 
 def tables(store: Store, suite: str, number: Number) -> Iterator[dict[str, Any]]:
     """What the run measured beside the curves: title, note, head and rows of text, a table each."""
-    yield from _controls(last(by_group(store.read("binding")), suite), number)
-    yield from _positions(last(positions(store.read("recognition")), suite), number)
+    yield from _controls(by_group(last(store.read("binding"), suite)), number)
+    yield from _positions(positions(last(store.read("recognition"), suite)), number)
     yield from _few_shot(last(gains(store.read("generation"), store.read("few_shot")), suite), number)
     yield from _edits(last(_effects(store), suite), number)
-    yield from _sampling(last(variability(store.read("variability")), suite), number)
+    yield from _sampling(variability(last(store.read("variability"), suite)), number)
 
 
 def _span(row: dict[Any, Any], name: str, number: Number) -> str:

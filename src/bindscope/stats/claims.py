@@ -30,7 +30,7 @@ from bindscope.stats.emergence import crossings, paired_emergence, turnbull
 from bindscope.stats.frames import robustness, stability
 from bindscope.stats.leadlag import lead_lag, surrogate_null
 from bindscope.stats.observations import by_term
-from bindscope.stats.result import Result, row
+from bindscope.stats.result import Result, interval, row
 
 PAIRS = "question x checkpoint"
 #: Emergence thresholds: shares of the way from the first to the highest mean of all terms. The middle one is reported.
@@ -151,7 +151,7 @@ def _published(part: pd.DataFrame, known: str) -> dict[str, Any]:
 
 def _within_tasks(part: pd.DataFrame) -> dict[str, Any]:
     blocks = part["t"].astype(str) + part["task"]
-    return _interval(clustered_spearman(part["eb_star"], part["behavior"], part["term"], within=blocks))
+    return interval(clustered_spearman(part["eb_star"], part["behavior"], part["term"], within=blocks))
 
 
 def _plain(found: Any) -> dict[str, Any]:
@@ -168,21 +168,14 @@ def _clustered(claim: str, name: str, part: pd.DataFrame, x: str, y: str) -> Ite
         def compute(u: pd.DataFrame = used, w: str | None = within) -> dict[str, Any]:
             blocks = None if w is None else u[w]
             found = clustered_spearman(u[x], u[y], u["term"], within=blocks)
-            return _interval(found)
+            return interval(found)
 
         quantity = f"rho({labels[x]}, {y}), {name}{suffix}"
         yield row(claim, quantity, "controlled", PAIRS, f"Spearman, {how}", len(used), compute)
 
 
-def _interval(found: Any) -> dict[str, Any]:
-    return {
-        "value": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n,
-        "clusters": found.clusters, "cluster": "term",
-    }  # fmt: skip
-
-
 def _repeated(table: pd.DataFrame) -> dict[str, Any]:
-    return _interval(clustered_repeated(table["eb_star"], table["accuracy"], table["term"], within=table["t"]))
+    return interval(clustered_repeated(table["eb_star"], table["accuracy"], table["term"], within=table["t"]))
 
 
 def _mixed(table: pd.DataFrame) -> dict[str, Any]:

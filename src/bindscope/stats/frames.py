@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bindscope.stats.correlate import Undefined, clustered_spearman, spearman
-from bindscope.stats.result import Result, row
+from bindscope.stats.result import Result, interval, row
 from bindscope.stats.variance import components, cv, icc
 
 
@@ -21,11 +21,11 @@ def stability(table: pd.DataFrame) -> Iterator[Result]:
     yield Result("C2", "ICC of EB* by term", "published", None, 0, "question", method, reason="not tested in the study")
     yield row(
         "C2", "ICC of EB* by term", "controlled", "question", method, len(last),
-        lambda: _interval(icc(last["eb_star"], last["term"])),
+        lambda: interval(icc(last["eb_star"], last["term"])),
     )  # fmt: skip
     yield row(
         "C2", "ICC of excess by term", "controlled", "question", method, int(last["excess"].notna().sum()),
-        lambda: _interval(icc(last["excess"].dropna(), last.loc[last["excess"].notna(), "term"])),
+        lambda: interval(icc(last["excess"].dropna(), last.loc[last["excess"].notna(), "term"])),
     )  # fmt: skip
     depth = len(last["eb_per_layer"].iloc[0]) if len(last) else 0
     for name, layers in (("early third", slice(0, depth // 3)), ("late two thirds", slice(depth // 3, depth))):
@@ -45,7 +45,7 @@ def stability(table: pd.DataFrame) -> Iterator[Result]:
 def _band(values: list[float], terms: pd.Series, depth: int) -> dict[str, Any]:
     if depth < 3:
         raise Undefined(f"{depth} layers cannot be cut into thirds")
-    return _interval(icc(values, terms))
+    return interval(icc(values, terms))
 
 
 def _share(last: pd.DataFrame, factor: str) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def robustness(table: pd.DataFrame) -> Iterator[Result]:
     )  # fmt: skip
     yield row(
         "robustness", "rho(EB*, prompt length)", "controlled", "question", "Spearman, terms redrawn", len(last),
-        lambda: _interval(clustered_spearman(last["eb_star"], last["n_tokens"], last["term"])),
+        lambda: interval(clustered_spearman(last["eb_star"], last["n_tokens"], last["term"])),
     )  # fmt: skip
     yield row(
         "robustness", "rho(EB*, tokens of the term)", "controlled", "question", "Spearman, terms redrawn; EB* of a "
         "previous-token head falls as 2/k", len(last),
-        lambda: _interval(clustered_spearman(last["eb_star"], last["k"], last["term"])),
+        lambda: interval(clustered_spearman(last["eb_star"], last["k"], last["term"])),
     )  # fmt: skip
 
 
@@ -87,10 +87,3 @@ def _cv(last: pd.DataFrame) -> dict[str, Any]:
 def _published(last: pd.DataFrame) -> dict[str, Any]:
     found = spearman(last["eb_star"], last["n_tokens"])
     return {"value": found.rho, "p": found.p, "n": found.n}
-
-
-def _interval(found: Any) -> dict[str, Any]:
-    return {
-        "value": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n,
-        "clusters": found.clusters, "cluster": "term",
-    }  # fmt: skip

@@ -51,6 +51,14 @@ def row(
     return Result(claim, quantity, reading, unit=unit, method=method, **({"n": n} | found))
 
 
+def interval(found: Any, cluster: str = "term") -> dict[str, Any]:
+    """The fields of a Result from a clustered statistic: value, low, high, p, n, clusters."""
+    return {
+        "value": found.value, "low": found.low, "high": found.high, "p": found.p, "n": found.n,
+        "clusters": found.clusters, "cluster": cluster,
+    }  # fmt: skip
+
+
 def table(results: Iterable[Result]) -> pd.DataFrame:
     """Results as a tidy data frame, a row each, columns in the order of the fields."""
     rows = [asdict(result) for result in results]
