@@ -174,7 +174,11 @@ def test_wrong_sections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         message = fails(f"random: {needed - 1}, alpha: {alpha}")
         assert f"random: {needed} at least" in message
         assert Ablation(alpha=alpha).least_random == needed
-    assert "zero and published only" in fails("generation: true, modes: [zero, mean]")
+    for heads in ("[4.2]", "4", '["4"]', '["4.x"]', '["-1.2"]'):
+        assert "layer.head in quotes" in fails(f"heads: {heads}")
+    assert "named twice" in fails('heads: ["4.2", "4.2"]')
+    assert "go together" in fails("rankings: [named]")
+    assert "go together" in fails('heads: ["4.2"], rankings: [bsi]')
     assert "ablation.k" in fails("k: 0")
     assert "alpha" in fails("alpha: 1")
     assert "softly" in fails("modes: softly")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 import models
+from bindscope.errors import RequestError
+from bindscope.measure import conditions
 from bindscope.measure.attention import hooked, recording
-from bindscope.measure.conditions import Material, neutral_means, outputs_of, run
-from bindscope.measure.edits import bins, value_biases
+from bindscope.measure.conditions import Material, decoding, neutral_means, outputs_of, run
+from bindscope.measure.edits import Spans, bins, cutting, mask, value_biases
 from bindscope.measure.forward import Row
+from bindscope.measure.generation import Draw, write
 from bindscope.measure.trunk import layers
 from bindscope.records import Mode
 
@@ -178,6 +182,92 @@ def test_knockout_is_a_mask_inside_the_term() -> None:
                     for j in range(i):
                         mask[0, head, span[i], span[j]] = -torch.inf
             np.testing.assert_allclose(mine, _plain(model, row.ids, tokens, attention_mask=mask), atol=TOLERANCE)
+
+
+TEXTS = [(3, 4, 5, 6, 7), (20, 21, 22, 23, 24), (9, 8, 7)]  # the first two are decoded in one batch
+WRITTEN = 4
+FAR = [tuple(range(40, 40 + n)) for n in (8, 12, 6)]
+TERMS = [(1, 2, 3), (0, 1), ()]
+
+
+@torch.inference_mode()
+def _step_by_step(model: PreTrainedModel, text: int, heads: Any, mode: Mode, material: Material) -> tuple[int, ...]:
+    """Greedy tokens from a full forward pass for each, without cache, with what replaces the heads laid out by hand."""
+    ids = list(TEXTS[text])
+    for _ in range(WRITTEN):
+        T = len(ids)
+        if mode == "knockout":
+            tokens = torch.tensor([TERMS[text]], dtype=torch.long)
+            edit, rewire = None, cutting(mask([heads], 1, 6, model.device), Spans(tokens))
+        else:
+            donor = outputs_of(model, [FAR[text]], {0, 1, 2})
+            places = bins(torch.arange(T), material.last)
+
+            def edit(layer: int, z: torch.Tensor, T: int = T, donor: Any = donor, places: Any = places) -> torch.Tensor:
+                z = z.clone()
+                for at, head in heads:
+                    if at == layer:
+                        z[:, :, head] = {
+                            "zero": torch.zeros(()),
+                            "published": material.biases[layer][head],
+                            "mean": material.means[layer][places, head],
+                            "resample": donor[layer][0, :T, head],
+                        }[mode]
+                return z
+
+            rewire = None
+        with recording(edit=edit, rewire=rewire):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(ids[len(TEXTS[text]) :])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "gpt_oss-sinks"])
+def test_texts_are_continued_under_every_edit(name: str) -> None:
+    model = models.build(*models.ARCHITECTURES[name])
+    heads, found = ((0, 1), (0, 3), (1, 2), (2, 5)), {}
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    material = replace(_material(model), donors=FAR, spans=TERMS)
+    with hooked(model):
+        for mode in ("zero", "mean", "resample", "published", "knockout"):
+
+            def under(batch: Any, mode: Any = mode) -> Any:
+                edit, rewire = decoding(model, heads, mode, material, batch)
+                return recording(edit=edit, rewire=rewire)
+
+            found[mode] = [w.ids for w in write(model, TEXTS, [WRITTEN] * 3, [Draw()] * 3, under=under)]
+            assert found[mode] == [_step_by_step(model, i, heads, mode, material) for i in range(3)]
+        plain = [w.ids for w in write(model, TEXTS, [WRITTEN] * 3, [Draw()] * 3)]
+    assert found["knockout"][2] == plain[2]  # it has no term
+    assert all(texts != plain for mode, texts in found.items() if mode != "knockout")
+
+
+@pytest.mark.parametrize("head", [(3, 0), (0, 6), (-1, 0), (0, -1)])
+def test_a_head_that_is_not_there(head: tuple[int, int]) -> None:
+    model = models.build(*models.ARCHITECTURES["llama"])
+    with hooked(model), pytest.raises(RequestError, match=r"no head .*: layers go from 0 to 2, heads from 0 to 5"):
+        run(model, SCORED, [((1, 1),), (head,)], "zero", Material())
+
+
+@pytest.mark.parametrize("room", [0, 4000, 1 << 30])
+def test_what_is_kept_between_calls_changes_nothing(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.build(*models.ARCHITECTURES["llama"])
+    material = _material(model)
+    monkeypatch.setattr(conditions, "ROOM", room)
+    passes: list[int] = []
+    with hooked(model):
+        expected = run(model, SCORED, CONDITIONS, "resample", material)
+        shared = conditions.Shared()
+        for _ in range(2):
+            handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
+            for heads, logs in zip(CONDITIONS, expected, strict=True):
+                _close(run(model, SCORED, [heads], "resample", material, shared=shared)[0], logs)
+            handle.remove()
+            passes.append(0)
+    first, second = passes[: passes.index(0)], passes[passes.index(0) + 1 : -1]
+    assert len(first) > len(second) if room else len(first) == len(second)
+    if room == 1 << 30:
+        assert len(second) == len(CONDITIONS)
+    assert shared._bytes <= room
 
 
 def test_the_mean_is_that_of_the_texts() -> None:

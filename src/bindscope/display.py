@@ -44,6 +44,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=_ERR,
+            speed_estimate_period=300,  # steps of an ablation can take many seconds
             disable=not self._live,
         )
 
@@ -64,7 +65,7 @@ class Progress:
         self._stored = steps == 0
         self._bars.reset(self._steps, total=steps, description=escape(f"{ref.suite}, {ref.label}")[:24])
 
-    def progress(self, done: int) -> None:
+    def progress(self, done: float) -> None:
         self._bars.advance(self._steps, done)
 
     def end(self, ref: CheckpointRef, reason: str | None) -> None:

@@ -166,7 +166,7 @@ class Identity:
     fingerprint: str
 
 
-Ranking = Literal["bsi", "excess", "previous_token"]
+Ranking = Literal["bsi", "excess", "previous_token", "named"]
 Mode = Literal["zero", "mean", "resample", "published", "knockout"]
 
 
@@ -174,15 +174,17 @@ Mode = Literal["zero", "mean", "resample", "published", "knockout"]
 class Ablation:
     """Which heads are taken out, how, and what they are compared with.
 
-    rankings: by mean BSI, by BSI over its null, or by previous-token score; modes: see `measure.edits`; k: heads in a
-    set; sweep: further sizes, numbers or shares of all heads ("2.8%"); random: sets drawn for each ranking and size,
-    from the layers of the top heads (scope "layer") or from the whole model; unit: query heads, or all query heads of
-    a key-value head; questions: a term's questions that are asked, all if None; held_out: rank on prompts that are not
-    evaluated; generation: continue the openings under each edit too.
+    rankings: by mean BSI, by BSI over its null, by previous-token score, or "named": `heads`, (layer, head) from 0, are
+    the top set; modes: see `measure.edits`; k: heads in a set; sweep: further sizes, numbers or shares of all heads
+    ("2.8%"); random: sets drawn for each ranking and size, from the layers of the top heads (scope "layer") or from the
+    whole model; unit: query heads, or all query heads of a key-value head; questions: a term's questions that are
+    asked, all if None; held_out: rank on prompts that are not evaluated; generation: continue the openings under each
+    edit too.
     """
 
     modes: tuple[Mode, ...] = ("zero",)
     rankings: tuple[Ranking, ...] = ("bsi",)
+    heads: tuple[tuple[int, int], ...] = ()
     k: int = 4
     sweep: tuple[int | str, ...] = ()
     random: int = 199
@@ -193,6 +195,10 @@ class Ablation:
     generation: bool = False
     seed: int = 42
     alpha: float = 0.05
+
+    def sizes(self, ranking: Ranking) -> tuple[int | str, ...]:
+        """Sizes of the sets of one ranking, each once."""
+        return (len(self.heads),) if ranking == "named" else tuple(dict.fromkeys((self.k, *self.sweep)))
 
     @property
     def least_random(self) -> int:

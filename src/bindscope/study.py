@@ -35,7 +35,8 @@ class Heads(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     modes: tuple[Mode, ...] | None = None
-    rankings: tuple[Ranking, ...] = ("bsi",)
+    rankings: tuple[Ranking, ...] | None = None
+    heads: tuple[tuple[int, int], ...] = ()
     k: int = Field(default=4, ge=1)
     sweep: tuple[int | str, ...] = ()
     random: int | None = Field(default=None, ge=1)
@@ -52,6 +53,23 @@ class Heads(BaseModel):
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | int) else value
 
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _layer_and_head(cls, value: Any) -> Any:
+        """Text only: YAML takes 4.10 for the number 4.1."""
+        for head in value if isinstance(value, list) else [value]:
+            if not (isinstance(head, str) and re.fullmatch(r"\d+\.\d+", head)):
+                raise ValueError(f'heads are a list of layer.head in quotes, such as ["4.2", "16.0"], got {head!r}')
+        if len(set(value)) < len(value):
+            raise ValueError(f"a head is named twice in {value}")
+        return [tuple(map(int, head.split("."))) for head in value]
+
+    @model_validator(mode="after")
+    def _named(self) -> Heads:
+        if self.rankings is not None and ("named" in self.rankings) != bool(self.heads):
+            raise ValueError("the ranking named and the list `heads` go together")
+        return self
+
     @field_validator("sweep")
     @classmethod
     def _sizes(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -63,14 +81,14 @@ class Heads(BaseModel):
     def resolved(self, protocol: str) -> Ablation:
         """With the protocol's own choices where the file makes none. Raises RequestError where p cannot reach alpha."""
         asked: dict[str, Any] = {name: value for name, value in self.model_dump().items() if value is not None}
+        if self.heads and self.rankings is None:
+            asked["rankings"] = ("named",)
         spec = replace(Ablation(), **((_PUBLISHED if protocol == "published" else {}) | asked))
         if protocol == "controlled" and spec.random < spec.least_random:
             raise RequestError(
                 f"ablation: {spec.random} random sets cannot give p below {1 / (spec.random + 1):.3f}, and alpha is "
                 f"{spec.alpha}; random: {spec.least_random} at least"
             )
-        if spec.generation and set(spec.modes) - {"zero", "published"}:
-            raise RequestError("ablation: generation is continued under the modes zero and published only")
         return spec
 
 

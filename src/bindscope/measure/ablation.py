@@ -1,13 +1,14 @@
 """Does it matter for knowing a term that the heads which bind it are there? Recognition with sets of heads taken out.
 
 Two tables: `ablation` has a row per set and prompt (score, margin), `ablation_sets` a row per set (which heads, loss on
-neutral text under the same edit). Sets are run in blocks; a finished block can be kept and is not run again.
+neutral text under the same edit). A finished set can be kept and is not run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -15,24 +16,21 @@ import numpy as np
 
 from bindscope.errors import MeasureError, PromptError, RequestError
 from bindscope.measure.attention import hooked, recording
-from bindscope.measure.conditions import Logs, Material, neutral_means, run
-from bindscope.measure.edits import mask, replacing, value_biases
+from bindscope.measure.conditions import SIDE, Logs, Material, Shared, decoding, neutral_means, run
+from bindscope.measure.edits import value_biases
 from bindscope.measure.forward import Row
-from bindscope.measure.generation import Draw, written_table
+from bindscope.measure.generation import Draw, token_limits, written_table
 from bindscope.measure.prepare import Item, neutral_rows, previous_token_scores
 from bindscope.measure.ranking import HeadSet, scores, sets
 from bindscope.measure.recognition import Scores
 from bindscope.models.load import Loaded
 from bindscope.records import Ablation, Measurement, Mode
 
-#: Sets in a block: what an interruption can lose.
-BLOCK = 16
-
 Rows = list[dict[str, Any]]
 
 
 class Parts(Protocol):
-    """Where finished blocks are kept between runs."""
+    """Where finished sets are kept between runs."""
 
     def get(self, name: str) -> Rows | None: ...
     def put(self, name: str, rows: Rows) -> None: ...
@@ -68,8 +66,8 @@ def ranked_on(items: Sequence[Item], chosen: Sequence[Item], spec: Ablation) -> 
 
 def steps(spec: Ablation) -> int:
     """Conditions that `ablate` runs."""
-    sizes = len(dict.fromkeys((spec.k, *spec.sweep)))
-    return 1 + len(spec.modes) * len(spec.rankings) * sizes * (2 + spec.random)
+    sizes = sum(len(spec.sizes(ranking)) for ranking in spec.rankings)
+    return 1 + len(spec.modes) * sizes * (2 + spec.random)
 
 
 def ablate(
@@ -78,9 +76,10 @@ def ablate(
     spec: Ablation,
     packed: bool,
     parts: Parts | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[Measurement]:
-    """The tables `ablation` and `ablation_sets` of one checkpoint.
+    """The tables `ablation` and `ablation_sets` of one checkpoint. progress gets sets done, in shares while they run,
+    those that `parts` holds first.
 
     Raises RequestError for what the model or the prompts do not allow, MeasureError where an edit of the heads that
     bind most leaves every score unchanged.
@@ -93,67 +92,90 @@ def ablate(
         [i for i in items if i.prompt.task == "generation" and i.prompt.shot == "zero"] if spec.generation else []
     )
     neutral, _ = neutral_rows(loaded)
-    rows = [Row(i.encoded.ids, i.choices) for i in chosen]
-    rows += [Row(row.ids[:1], (row.ids[1:],)) for row in neutral]
     with hooked(model):
         pts = previous_token_scores(loaded, packed)
         found = scores(model, ranked_on(items, chosen, spec), pts, packed)
         groups = int(getattr(model.config, "num_key_value_heads", None) or loaded.heads)
         baseline, *others = sets(found, spec, groups)
-        material = _material(loaded, chosen, neutral, spec)
-        jobs: list[tuple[Mode, HeadSet]] = [(mode, s) for mode in spec.modes for s in others]
-        blocks = [jobs[i : i + BLOCK] for i in range(0, len(jobs), BLOCK)]
-        blocks.insert(0, [("zero", baseline)])
-        asked = _Asked(chosen, openings, rows)
-        done: Rows = []
-        for n, block in enumerate(blocks):
-            name = f"{n:04d}"
-            kept = parts.get(name) if parts is not None else None
-            if kept is None:
-                kept = _block(loaded, asked, block, material)
+        jobs: list[tuple[Mode, HeadSet]] = [("zero", baseline), *((mode, s) for mode in spec.modes for s in others)]
+        asked = _asked(loaded, chosen, openings, neutral, spec)
+        done = _kept(parts, len(jobs))
+        if progress is not None:  # a share of the heads can be a size that was asked for already
+            progress(len(done) + max(0, steps(spec) - len(jobs)))
+        for block in _blocks(jobs, done):
+            made = _block(loaded, asked, [jobs[n] for n in block], progress)
+            for n, record in zip(block, made, strict=True):
                 if parts is not None:
-                    parts.put(name, kept)
-            done += kept
-            if progress is not None:
-                progress(len(block))
-    if progress is not None:  # a share of the heads can be a size that was asked for already
-        progress(max(0, steps(spec) - len(done)))
-    _changed(done)
-    return _tables(done, [*chosen, *openings])
+                    parts.put(f"{n:04d}", [record])
+                done[n] = record
+    ordered = [done[n] for n in range(len(jobs))]
+    _changed(ordered)
+    return _tables(ordered, [*chosen, *openings])
 
 
 @dataclass(frozen=True)
 class _Asked:
     """What every set is tried on: questions, openings (none where generation is not asked for), and all packed rows, of
-    the questions first and then of the neutral text."""
+    the questions first and then of the neutral text; what edits of the rows and of the openings need, and share."""
 
     questions: Sequence[Item]
     openings: Sequence[Item]
     rows: Sequence[Row]
+    material: Material
+    writing: Material
+    shared: Shared
 
 
-def _block(loaded: Loaded, asked: _Asked, block: Sequence[tuple[Mode, HeadSet]], material: Material) -> Rows:
+def _kept(parts: Parts | None, jobs: int) -> dict[int, dict[str, Any]]:
+    """The sets that an earlier run has finished, by their place among the jobs."""
+    if parts is None:
+        return {}
+    return {n: rows[0] for n in range(jobs) if (rows := parts.get(f"{n:04d}"))}
+
+
+def _blocks(jobs: Sequence[tuple[Mode, HeadSet]], done: Collection[int]) -> list[list[int]]:
+    """Jobs still to do, as many together as go side by side in one pass: of one mode, with like lowest layers, since
+    what lies below the lowest edited layer is shared."""
+    left = [n for n in range(len(jobs)) if n not in done]
+    out: list[list[int]] = []
+    for mode in dict.fromkeys(jobs[n][0] for n in left):
+        mine = [n for n in left if jobs[n][0] == mode]
+        mine.sort(key=lambda n: min((layer for layer, _ in jobs[n][1].heads), default=-1))
+        out += [mine[i : i + SIDE] for i in range(0, len(mine), SIDE)]
+    return out
+
+
+def _block(
+    loaded: Loaded, asked: _Asked, block: Sequence[tuple[Mode, HeadSet]], progress: Callable[[float], None] | None
+) -> Rows:
     """One record per set: identity, and lists over the prompts."""
     out: Rows = []
-    n = len(asked.questions)
-    for mode in dict.fromkeys(mode for mode, _ in block):
-        part = [s for m, s in block if m == mode]
-        for s, logs in zip(part, run(loaded.model, asked.rows, [s.heads for s in part], mode, material), strict=True):
-            known = [_known(item, found) for item, found in zip(asked.questions, logs[:n], strict=True)]
-            loss = np.concatenate([found[0] for found in logs[n:]])
-            out.append(
-                {
-                    "mode": mode if s.heads else None,
-                    "ranking": s.ranking,
-                    "set": s.name,
-                    "k": s.k,
-                    "draw": s.draw,
-                    "heads": [f"{layer}.{head}" for layer, head in s.heads],
-                    "neutral_loss": float(-loss.astype(np.float64).mean()),
-                    "score": [float(correct) for correct, _ in known] + _written(loaded, asked, mode, s, material),
-                    "margin": [margin for _, margin in known],
-                }
-            )
+    n, mode = len(asked.questions), block[0][0]
+    logs = run(
+        loaded.model,
+        asked.rows,
+        [s.heads for _, s in block],
+        mode,
+        asked.material,
+        shared=asked.shared,
+        progress=progress,
+    )
+    for (_, s), found in zip(block, logs, strict=True):
+        known = [_known(item, each) for item, each in zip(asked.questions, found[:n], strict=True)]
+        loss = np.concatenate([each[0] for each in found[n:]])
+        out.append(
+            {
+                "mode": mode if s.heads else None,
+                "ranking": s.ranking,
+                "set": s.name,
+                "k": s.k,
+                "draw": s.draw,
+                "heads": [f"{layer}.{head}" for layer, head in s.heads],
+                "neutral_loss": float(-loss.astype(np.float64).mean()),
+                "score": [float(correct) for correct, _ in known] + _written(loaded, asked, mode, s),
+                "margin": [margin for _, margin in known],
+            }
+        )
     return out
 
 
@@ -165,45 +187,79 @@ def _known(item: Item, logs: Logs) -> tuple[bool, float]:
     return found.predicted == found.gold, found.margin
 
 
-def _written(loaded: Loaded, asked: _Asked, mode: Mode, chosen: HeadSet, material: Material) -> list[float]:
+def _written(loaded: Loaded, asked: _Asked, mode: Mode, chosen: HeadSet) -> list[float]:
     """Rubric scores of the openings, continued greedily under the same edit."""
     if not asked.openings:
         return []
-    gone = mask([chosen.heads], 1, loaded.heads, loaded.device)
-    edit = replacing(gone, material.biases if mode == "published" else None)
-    with recording(edit=edit):
-        table = written_table("generation", loaded, asked.openings, [Draw()])
+
+    def under(batch: Sequence[int]) -> AbstractContextManager[object]:
+        edit, rewire = decoding(loaded.model, chosen.heads, mode, asked.writing, batch)
+        return recording(edit=edit, rewire=rewire)
+
+    table = written_table("generation", loaded, asked.openings, [Draw()], under=under)
     return [float(score) for score in table.columns["score"]]
 
 
-def _material(loaded: Loaded, chosen: Sequence[Item], neutral: Sequence[Row], spec: Ablation) -> Material:
+def _asked(
+    loaded: Loaded, chosen: Sequence[Item], openings: Sequence[Item], neutral: Sequence[Row], spec: Ablation
+) -> _Asked:
     model, texts = loaded.model, [row.ids for row in neutral]
     means, last = neutral_means(model, texts) if "mean" in spec.modes else (None, 0)
-    spans = [i.span.tokens if i.span else () for i in chosen] + [()] * len(neutral)
-    donors = _donors(chosen, texts, spec.seed) if "resample" in spec.modes else None
     biases = value_biases(model) if "published" in spec.modes else None
-    return Material(means, last, donors, spans, biases)
+    donors = writing = None
+    if "resample" in spec.modes:
+        whole = [(*i.encoded.ids, *max(i.choices, key=len)) for i in chosen]
+        known = [(i.prompt.term, text) for i, text in zip(chosen, whole, strict=True)]
+        rng = np.random.default_rng(spec.seed)
+        donors = _donors([(i, len(text) - 1) for i, text in zip(chosen, whole, strict=True)], known, texts, rng)
+        donors += _neutral_donors(texts, rng)
+        # The last new token is never read, so none is needed in its place.
+        ends = [(i, len(i.encoded.ids) + n - 1) for i, n in zip(openings, token_limits(loaded, openings), strict=True)]
+        writing = _donors(ends, known, texts, rng)
+    material = Material(means, last, donors, [*_spans(chosen), *((),) * len(neutral)], biases)
+    rows = [Row(i.encoded.ids, i.choices) for i in chosen] + [Row(r.ids[:1], (r.ids[1:],)) for r in neutral]
+    openers = replace(material, donors=writing, spans=_spans(openings))
+    return _Asked(chosen, openings, rows, material, openers, Shared())
 
 
-def _donors(chosen: Sequence[Item], neutral: Sequence[tuple[int, ...]], seed: int) -> list[tuple[int, ...]]:
-    """For each row another prompt, of another term, that is at least as long with a choice; neutral text where there is
-    none. Raises PromptError where that is too short as well."""
-    rng = np.random.default_rng(seed)
-    whole = [(i.prompt.term, (*i.encoded.ids, *max(i.choices, key=len))) for i in chosen]
-    longest = (*neutral[0], *(t for text in neutral[1:] for t in text[1:]))
+def _spans(items: Sequence[Item]) -> list[tuple[int, ...]]:
+    return [item.span.tokens if item.span else () for item in items]
+
+
+def _donors(
+    asked: Sequence[tuple[Item, int]],
+    whole: Sequence[tuple[str, tuple[int, ...]]],
+    neutral: Sequence[tuple[int, ...]],
+    rng: np.random.Generator,
+) -> list[tuple[int, ...]]:
+    """For each item a text of another term that has the tokens it needs at least; neutral text where there is none.
+
+    whole: term and tokens of each text at hand. Raises PromptError where the neutral text is too short as well.
+    """
+    longest = _longest(neutral)
     out: list[tuple[int, ...]] = []
-    for item in chosen:
-        need = len(item.encoded.ids) + max(map(len, item.choices)) - 1
+    for item, need in asked:
         fits = [ids for term, ids in whole if term != item.prompt.term and len(ids) >= need]
         if not fits and len(longest) < need:
             raise PromptError(
                 f"resample: no other prompt is as long as {item.prompt.id!r} ({need} tokens); use mode mean or zero"
             )
         out.append(fits[int(rng.integers(len(fits)))] if fits else longest[:need])
+    return out
+
+
+def _neutral_donors(neutral: Sequence[tuple[int, ...]], rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """For each row of neutral text another one that is as long."""
+    out: list[tuple[int, ...]] = []
     for n, text in enumerate(neutral):
         others = [t for m, t in enumerate(neutral) if m != n and len(t) >= len(text)]
-        out.append(others[int(rng.integers(len(others)))] if others else longest[-len(text) :])
+        out.append(others[int(rng.integers(len(others)))] if others else _longest(neutral)[-len(text) :])
     return out
+
+
+def _longest(neutral: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The rows of neutral text in one, with the special token of the first alone."""
+    return (*neutral[0], *(t for text in neutral[1:] for t in text[1:]))
 
 
 def _changed(done: Rows) -> None:

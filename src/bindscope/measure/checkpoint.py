@@ -85,7 +85,7 @@ def measure(
     prompts: Sequence[Prompt],
     protocol: Protocol,
     names: Collection[str] = READ,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
     parts: Parts | None = None,
 ) -> tuple[list[Measurement], SelfCheck]:
     """Measure one loaded checkpoint on all prompts.
@@ -113,7 +113,7 @@ def measure(
 
 
 def _read(
-    loaded: Loaded, items: Sequence[Item], protocol: Protocol, packed: bool, progress: Callable[[int], None] | None
+    loaded: Loaded, items: Sequence[Item], protocol: Protocol, packed: bool, progress: Callable[[float], None] | None
 ) -> list[Measurement]:
     """The tables of `READ`."""
     model = loaded.model

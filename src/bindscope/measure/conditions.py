@@ -1,13 +1,17 @@
 """Many edits of one model on the same rows, for little more than the layers that they change.
 
 Conditions are run side by side in one batch, a mask saying which row loses which heads. Layers below the lowest edited
-one are computed once per batch of rows and shared by all conditions; a prompt and its choices share one packed row.
+one are computed once per batch of rows and shared by all conditions, also between calls (`Shared`); a prompt and its
+choices share one packed row.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +20,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.measure.attention import Edit, Rewire, recording
-from bindscope.measure.edits import Head, Spans, bins, cutting, mask, replacing
+from bindscope.measure.edits import Head, Spans, bins, check_heads, cutting, mask, replacing
 from bindscope.measure.forward import Packed, Row, forward, pack
 from bindscope.measure.trunk import kept, repeated, starting_above
 from bindscope.records import Mode
 
 #: Packed tokens of the rows in one batch, and of rows times conditions in one forward pass.
 ROW_TOKENS, PASS_TOKENS = 512, 2048
+#: Conditions that go side by side in one pass over a full batch of rows.
+SIDE = PASS_TOKENS // ROW_TOKENS
+#: Bytes of layer outputs that `Shared` keeps.
+ROOM = 1 << 30
 
 Logs = list[NDArray[np.float32]]
 
@@ -40,6 +48,36 @@ class Material:
     biases: dict[int, Tensor] | None = None
 
 
+class Shared:
+    """What all conditions have in common, by batch of rows and layer: outputs of the layers below the edits, heads'
+    outputs on donors. Kept between calls of `run` on the same rows while it fits into ROOM, else computed again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, int], Any] = {}
+        self._bytes = 0
+
+    def get(
+        self, kind: str, batch: int, wanted: set[int], compute: Callable[[set[int]], dict[int, Any]]
+    ) -> dict[int, Any]:
+        """Layer -> value for the wanted layers; compute gives those that are not kept."""
+        found = {at: self._found[kind, batch, at] for at in wanted if (kind, batch, at) in self._found}
+        if lacking := wanted - found.keys():
+            new = compute(lacking)
+            for layer, value in new.items():
+                size = _bytes(value)
+                if self._bytes + size <= ROOM:
+                    self._found[kind, batch, layer] = value
+                    self._bytes += size
+            found |= new
+        return found
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes, value)) if isinstance(value, tuple) else 0
+
+
 @torch.inference_mode()
 def run(
     model: PreTrainedModel,
@@ -49,29 +87,33 @@ def run(
     material: Material,
     *,
     share: bool = True,
+    shared: Shared | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[Logs]]:
     """log P of every continuation's tokens: [condition][row][continuation]. The model must be under `hooked`.
 
     share: skip the layers below the lowest edited head of each group of conditions (False is for checking that this
-    changes nothing). progress gets shares of a condition that were done.
+    changes nothing); shared: what earlier calls on the same rows and material left. progress gets shares of a condition
+    that were done. Raises RequestError for a head that the model does not have.
     """
     heads = int(model.config.num_attention_heads)
+    for chosen in conditions:
+        check_heads(chosen, int(model.config.num_hidden_layers), heads)
+    shared = shared or Shared()
     out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
     groups: dict[int, list[int]] = {}
     for c, chosen in enumerate(conditions):
         groups.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
-    for members, batch in _row_batches(model, rows):
+    for number, (members, batch) in enumerate(_row_batches(model, rows)):
         below = {lowest - 1 for lowest in groups if lowest > 0}
-        with kept(model, below) as outputs:
-            if below:
-                forward(model, batch)
+        outputs = shared.get("below", number, below, partial(_below, model, batch))
         for lowest, group in groups.items():
             size = max(1, PASS_TOKENS // batch.ids.numel())
             for start in range(0, len(group), size):
                 part = group[start : start + size]
                 gone = mask([conditions[c] for c in part], len(members), heads, model.device)
-                edit, rewire = _edits(model, mode, gone, material, batch, members, len(part))
+                said = _said(model, mode, material, members, shared, number, set(gone))
+                edit, rewire = _edits(mode, gone, material, batch.positions, said, members, len(part))
                 with starting_above(model, lowest - 1, repeated(outputs.get(lowest - 1), len(part))):
                     _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
                 for n, found in enumerate(logs):
@@ -79,6 +121,29 @@ def run(
                 if progress is not None:
                     progress(len(part) * len(members) / len(rows))
     return out
+
+
+def _below(model: PreTrainedModel, batch: Packed, wanted: set[int]) -> dict[int, Any]:
+    with kept(model, wanted) as outputs:
+        forward(model, batch)
+    return outputs
+
+
+def _said(
+    model: PreTrainedModel,
+    mode: Mode,
+    material: Material,
+    members: Sequence[int],
+    shared: Shared,
+    number: int,
+    wanted: set[int],
+) -> dict[int, Tensor] | None:
+    """What the heads say on the members' donors, where the mode asks for it."""
+    if mode != "resample":
+        return None
+    assert material.donors is not None
+    texts = [material.donors[i] for i in members]
+    return shared.get("said", number, wanted, partial(outputs_of, model, texts))
 
 
 def _row_batches(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[list[int], Packed]]:
@@ -92,20 +157,23 @@ def _row_batches(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[
 
 
 def _edits(
-    model: PreTrainedModel,
     mode: Mode,
     gone: dict[int, Tensor],
     material: Material,
-    batch: Packed,
+    positions: Tensor,
+    said: dict[int, Tensor] | None,
     members: Sequence[int],
     copies: int,
 ) -> tuple[Edit | None, Rewire | None]:
+    """The edit of `copies` conditions of the same rows. positions: (B, T) of the rows' tokens; said: layer ->
+    (B, S, H, d) on donors, S at least the largest position + 1."""
     if mode == "knockout":
         assert material.spans is not None
         spans = [material.spans[i] for i in members]
         width = max(len(s) for s in spans)
-        tokens = torch.tensor([[*s, *[-1] * (width - len(s))] for s in spans], device=model.device)
-        return None, cutting(gone, Spans(tokens.repeat(copies, 1)))
+        padded = [[*s, *[-1] * (width - len(s))] for s in spans]
+        tokens = torch.tensor(padded, dtype=torch.long, device=positions.device).repeat(copies, 1)
+        return None, cutting(gone, Spans(tokens))
     if mode == "zero":
         return replacing(gone, None), None
     if mode == "published":
@@ -113,16 +181,44 @@ def _edits(
         return replacing(gone, {layer: material.biases[layer] for layer in gone}), None
     if mode == "mean":
         assert material.means is not None
-        places = bins(batch.positions, material.last).repeat(copies, 1)
+        places = bins(positions, material.last).repeat(copies, 1)
         return replacing(gone, {layer: material.means[layer][places] for layer in gone}), None
-    assert material.donors is not None
-    said = outputs_of(model, [material.donors[i] for i in members], set(gone))
-    positions = batch.positions
-    values = {
-        layer: z.gather(1, positions[:, :, None, None].expand(-1, -1, *z.shape[2:])).repeat(copies, 1, 1, 1)
-        for layer, z in said.items()
-    }
-    return replacing(gone, values), None
+    assert said is not None
+    at = positions[:, :, None, None]
+    return replacing(
+        gone, {layer: z.gather(1, at.expand(-1, -1, *z.shape[2:])).repeat(copies, 1, 1, 1) for layer, z in said.items()}
+    ), None
+
+
+def decoding(
+    model: PreTrainedModel, heads: Sequence[Head], mode: Mode, material: Material, members: Sequence[int]
+) -> tuple[Edit | None, Rewire | None]:
+    """The edit of one condition while the members' texts, all of one length, are continued token by token; made anew
+    for every batch. Donors must be as long as a text with its continuation."""
+    count = int(model.config.num_attention_heads)
+    gone = mask([heads], len(members), count, model.device)
+    said = _said(model, mode, material, members, Shared(), 0, set(gone))
+    seen: Counter[int] = Counter()
+
+    def now(layer: int, z: Tensor) -> tuple[Edit | None, Rewire | None]:
+        B, T = z.shape[:2]
+        start = seen[layer]
+        seen[layer] += T
+        positions = torch.arange(start, start + T, device=z.device).expand(B, T)
+        mine = {layer: said[layer]} if said else None
+        return _edits(mode, {layer: gone[layer]}, material, positions, mine, members, 1)
+
+    def edit(layer: int, z: Tensor) -> Tensor:
+        found = now(layer, z)[0] if layer in gone else None
+        return found(layer, z) if found else z
+
+    def rewire(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        if layer not in gone or seen[layer]:  # the term stands in the text, none of it in what is written
+            return z
+        found = now(layer, z)[1]
+        return found(layer, z, probabilities, value) if found else z
+
+    return (None, rewire) if mode == "knockout" else (edit, None)
 
 
 def outputs_of(model: PreTrainedModel, texts: Sequence[tuple[int, ...]], wanted: set[int]) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ A batch may hold many conditions: a mask says for each row which heads are taken
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bindscope.errors import RequestError
 from bindscope.measure.attention import Edit, Rewire, Want, recording
 from bindscope.measure.binding import position_bin
 from bindscope.measure.trunk import layers
 
 #: A head is (layer, query head), both from 0.
 Head = tuple[int, int]
+
+
+def check_heads(heads: Iterable[Head], layers: int, per_layer: int, what: str = "head") -> None:
+    """Raises RequestError for one that the model does not have."""
+    for layer, head in heads:
+        if not (0 <= layer < layers and 0 <= head < per_layer):
+            ends = f"layers go from 0 to {layers - 1}, {what}s from 0 to {per_layer - 1}"
+            raise RequestError(f"there is no {what} {layer}.{head}: {ends}")
 
 
 def mask(conditions: Sequence[Sequence[Head]], rows: int, heads: int, device: torch.device) -> dict[int, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,14 @@ class Written:
     alone: bool
 
 
+#: What surrounds the decoding of one batch, given the indices of its prompts: heads can be edited in it.
+Under = Callable[[Sequence[int]], AbstractContextManager[object]]
+
+
+def _bare(_: Sequence[int]) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 def write(
     model: PreTrainedModel,
     ids: Sequence[Sequence[int]],
@@ -70,19 +78,23 @@ def write(
     *,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
+    under: Under = _bare,
 ) -> list[Written]:
-    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; draws[i]: how they are chosen.
+    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; draws[i]: how they are chosen; under:
+    what surrounds each decoding of a batch, given the indices of its prompts.
 
     The results are those of `generate` on one prompt at a time. Raises MeasureError for logits that are not finite.
     """
     out: dict[int, Written] = {}
     with _plain(model) as ends:
         for batch in _batches(ids, limits, batch_tokens):
-            found = _decode(model, batch, ids, limits, draws, ends)
+            with under(batch):
+                found = _decode(model, batch, ids, limits, draws, ends)
             for i, (tokens, near) in found.items():
                 redo = near and len(batch) > 1
                 if redo:
-                    tokens, _ = _decode(model, [i], ids, limits, draws, ends)[i]
+                    with under([i]):
+                        tokens, _ = _decode(model, [i], ids, limits, draws, ends)[i]
                 cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
                 out[i] = Written(tuple(tokens[:cut]), cut < len(tokens), redo)
             if progress is not None:
@@ -193,8 +205,12 @@ def written_table(
     items: Sequence[Item],
     draws: Sequence[Draw],
     progress: Callable[[int], None] | None = None,
+    under: Under | None = None,
 ) -> Measurement:
-    """One row per prompt and draw: the text, its rubric score, what it matched, what of that stood in the exemplar."""
+    """One row per prompt and draw: the text, its rubric score, what it matched, what of that stood in the exemplar.
+
+    under: what surrounds the decoding of a batch, given the places of its prompts among the items.
+    """
     limits = token_limits(loaded, items)
     jobs = [(i, draw) for draw in distinct(draws) for i in range(len(items))]
     found = write(
@@ -203,6 +219,7 @@ def written_table(
         [limits[i] for i, _ in jobs],
         [draw for _, draw in jobs],
         progress=progress,
+        under=_bare if under is None else lambda batch: under([jobs[n][0] for n in batch]),
     )
     by_job = dict(zip(jobs, found, strict=True))
     rows = [

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bindscope.errors import RequestError
 from bindscope.measure import binding as b
-from bindscope.measure.edits import Head
+from bindscope.measure.edits import Head, check_heads
 from bindscope.measure.forward import stream
 from bindscope.measure.prepare import Item
 from bindscope.records import Ablation, Ranking
@@ -73,25 +73,29 @@ def _starts(length: int, k: int, forbidden: set[int]) -> list[int]:
 def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator[HeadSet]:
     """The baseline, then for each ranking and size the top, the bottom and the random sets.
 
-    groups: key-value heads. Raises RequestError for sizes that the model does not have, and for a ranking that the
-    prompts do not carry.
+    groups: key-value heads. The bottom set of named heads is the lowest by BSI. Raises RequestError for sizes and heads
+    that the model does not have, and for a ranking that the prompts do not carry.
     """
     yield HeadSet(None, "baseline", 0, 0, ())
     for ranking in spec.rankings:
-        if ranking not in found:
-            raise RequestError(f"heads cannot be ranked by {ranking}: a term's token count has no null window")
-        L, H = found[ranking].shape
+        by: Ranking = "bsi" if ranking == "named" else ranking
+        if by not in found:
+            raise RequestError(f"heads cannot be ranked by {by}: a term's token count has no null window")
+        L, H = found[by].shape
         per = H // groups if spec.unit == "kv_group" else 1
-        values = found[ranking].reshape(L, H // per, per).mean(2)
-        for size in dict.fromkeys(_size(s, values.size) for s in (spec.k, *spec.sweep)):
+        values = found[by].reshape(L, H // per, per).mean(2)
+        order = [divmod(int(i), H // per) for i in np.argsort(-values, axis=None, kind="stable")]
+        what = "key-value head" if spec.unit == "kv_group" else "head"
+        for size in dict.fromkeys(_size(s, values.size) for s in spec.sizes(ranking)):
             if not 1 <= size <= values.size // 2:
-                what = "key-value heads" if spec.unit == "kv_group" else "heads"
                 raise RequestError(
-                    f"k {size} does not fit: the model has {values.size} {what}, and k may be half of them"
+                    f"k {size} does not fit: the model has {values.size} {what}s, and k may be half of them"
                 )
-            order = np.argsort(-values, axis=None, kind="stable")
-            top = [divmod(int(i), values.shape[1]) for i in order[:size]]
-            bottom = [divmod(int(i), values.shape[1]) for i in order[::-1][:size]]
+            top = order[:size]
+            if ranking == "named":
+                top = list(spec.heads)
+                check_heads(top, L, H // per, what)
+            bottom = [unit for unit in reversed(order) if unit not in top][:size]
             yield HeadSet(ranking, "top", size, 0, _heads(top, per))
             yield HeadSet(ranking, "bottom", size, 0, _heads(bottom, per))
             rng = np.random.default_rng([spec.seed, size])
