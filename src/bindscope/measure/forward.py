@@ -129,7 +129,7 @@ def pack(rows: Sequence[Row], device: torch.device | str) -> Packed:
     return Packed(ids.to(device), positions.to(device), segments.to(device), tuple(reads), tuple(targets))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
     batch = pack(rows, model.device)
     lengths = torch.tensor([len(row.ids) if row.band else 0 for row in rows], device=model.device)
@@ -140,7 +140,7 @@ def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
     return [Reading(tuple(mine), strip) for mine, strip in zip(logs, bands, strict=True)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forward(
     model: PreTrainedModel,
     batch: Packed,
@@ -199,7 +199,7 @@ def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iter
         handle.remove()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
     """One row without packing: the prompt's keys and values are computed once and shared by its continuations."""
     device, n = model.device, len(row.ids)

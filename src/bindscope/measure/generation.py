@@ -125,7 +125,7 @@ def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int) -
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _decode(
     model: PreTrainedModel,
     batch: Sequence[int],

@@ -41,7 +41,7 @@ def self_check(model: PreTrainedModel, length: int = 64) -> SelfCheck:
     ids = torch.tensor([[(7 * i * i + 3) % V for i in range(1, length + 1)]], device=model.device)
     all_rows = torch.arange(length, device=model.device)
     want = Want(all_rows[None], all_rows.expand(1, length, length))
-    with torch.inference_mode():
+    with torch.no_grad():
         eager_rows, eager = _eager(model, ids)
         with hooked(model):
             with recording(want=want) as seen:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from bindscope.measure.attention import recording
 from bindscope.measure.trunk import layers
@@ -30,22 +31,35 @@ def projections(model: PreTrainedModel) -> dict[int, Tensor] | None:
     for i, layer in enumerate(layers(model)):
         attention = next(part for part in layer.modules() if getattr(part, "layer_idx", None) == i)
         attention = next((p for p in layer.modules() if getattr(p, "layer_idx", None) == i and _named(p)), attention)
-        module = _named(attention)
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.dim() != 2:
+        rows = _matrix(_named(attention))
+        if rows is None or rows.shape[0] % heads:
             return None
-        rows = weight if type(module).__name__ == "Conv1D" else weight.T  # (H d, D)
-        if rows.shape[0] % heads:
-            return None
-        out[i] = rows.detach().float().reshape(heads, -1, rows.shape[1])
+        out[i] = rows.reshape(heads, -1, rows.shape[1])
     return out
+
+
+def _matrix(module: torch.nn.Module | None) -> Tensor | None:
+    """What a linear module multiplies by, (in, out) in float32: its weight where that is plain, else (quantised
+    weights, adapters) what it makes of the unit vectors."""
+    weight = getattr(module, "weight", None)
+    if module is None or weight is None:
+        return None
+    if type(module) in (torch.nn.Linear, Conv1D) and type(weight) is torch.nn.Parameter:  # adapters have like names
+        return (weight if type(module) is Conv1D else weight.T).detach().float()
+    size = getattr(module, "in_features", None)
+    if size is None:
+        return None
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    unit = torch.eye(size, dtype=dtype, device=weight.device)
+    found: Tensor = module(unit) - module(torch.zeros_like(unit[:1]))
+    return found.float()
 
 
 def _named(attention: torch.nn.Module) -> torch.nn.Module | None:
     return next((getattr(attention, name) for name in _PROJECTIONS if hasattr(attention, name)), None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def value_weighted(
     model: PreTrainedModel, texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
 ) -> list[NDArray[np.float64]] | None:

@@ -1,0 +1,214 @@
+"""Watch a training run: every N steps binding, its excess, what is known, and early warnings.
+
+`watch(trainer, ...)` for transformers' Trainer, `Monitor(...)(model, step)` for any other loop. Training is not
+altered: the model is given back as it was, random numbers included. Looks go to OUT/monitor.jsonl, to any sink
+(TensorBoard, Weights & Biases), and into a store that `bindscope report OUT` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from transformers import TrainerCallback
+
+from bindscope.errors import RequestError
+from bindscope.execute.local import provenance
+from bindscope.measure.checkpoint import READ, key_parts, measure
+from bindscope.measure.selfcheck import SelfCheck
+from bindscope.models.borrow import borrowed
+from bindscope.models.load import Loaded
+from bindscope.records import Bos, Format, Identity, Measurement, digest
+from bindscope.stats.early import WINDOW, early_warnings
+from bindscope.stats.summary import by_checkpoint
+from bindscope.store import RunFile, Store, Unit, result_key
+from bindscope.study import Study
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+#: Receives the numbers of a look and its step.
+Sink = Callable[[Mapping[str, float], int], None]
+#: Means over prompts that a look reports (see `stats.summary`).
+_SHOWN = ("eb_star", "null", "excess", "accuracy", "margin")
+
+
+class Monitor:
+    """Call it with the model and the step, as often as you like: it measures every `every` steps.
+
+    terms: sets or terms of the library, or YAML files of terms. format: how questions are asked; cloze shows knowledge
+    earlier than listed. window: looks between the two that the warnings compare. sinks: called with every look, for
+    example `lambda values, step: wandb.log(dict(values), step=step)`. In a distributed run only rank 0 measures.
+    Raises RequestError for unknown terms, StoreError where `out` cannot be written.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        terms: str | Sequence[str],
+        out: Path | str,
+        *,
+        every: int = 500,
+        name: str = "training",
+        format: Format = "cloze",
+        bos: Bos = "default",
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        if every < 1:
+            raise RequestError(f"every is {every}; it is a number of steps, 1 or more")
+        chosen = (terms,) if isinstance(terms, str) else tuple(terms)
+        self.every, self.sinks, self._tokenizer, self._bos = every, tuple(sinks), tokenizer, bos
+        self._study = Study(
+            name=name, about="Watched while it trained.", suites=(name,), terms=chosen, format=format, bos=bos
+        )
+        self._prompts, self._protocol = self._study.build_prompts(), self._study.protocol_of(bos)
+        self._check: SelfCheck | None = None
+        self.store = Store(out)
+        self._units, self._series = self._earlier()
+
+    def __call__(self, model: torch.nn.Module, step: int) -> dict[str, Any] | None:
+        """The look at this step (step, means with 95% intervals over terms, flags, seconds), or None between looks."""
+        if step % self.every or not _first_process():
+            return None
+        return self.look(model, step)
+
+    def look(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
+        """Measure now, whatever the step."""
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        with borrowed(model, self._tokenizer, name=self._study.name, step=step, bos=self._bos) as loaded:
+            results, self._check = measure(loaded, self._prompts, self._protocol, READ, check=self._check)
+            found = self._summary(results, step)
+            self._keep(loaded, results, started, time.monotonic() - clock)
+        found["seconds"] = round(time.monotonic() - clock, 3)
+        with (self.store.root / "monitor.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        numbers = {key: value for key, value in found.items() if isinstance(value, float)}
+        for sink in self.sinks:
+            sink({f"bindscope/{key}": value for key, value in numbers.items()}, step)
+        return found
+
+    def _earlier(self) -> tuple[dict[int, Unit], pd.DataFrame]:
+        """Looks of an earlier part of the same training in the folder, so that a resumed one goes on."""
+        if not (self.store.root / "run.json").exists():
+            return {}, pd.DataFrame(columns=["term", "excess", "margin", "step"])
+        run = self.store.read_run()
+        if run.study != json.loads(json.dumps(self._study.model_dump(mode="json"))):
+            raise RequestError(f"{self.store.root} holds another run ({run.study.get('name')}); take another folder")
+        binding, recognition = self.store.read("binding"), self.store.read("recognition")
+        return {unit.checkpoint.step or 0: unit for unit in run.units}, _by_term(binding, recognition)
+
+    def _summary(self, results: Sequence[Measurement], step: int) -> dict[str, Any]:
+        tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
+        for table in tables.values():
+            table["suite"], table["revision"], table["step"] = self._study.name, f"step{step}", step
+        binding, recognition = tables["binding"], tables["recognition"]
+        row = by_checkpoint(binding, recognition).iloc[0]
+        before = self._series[self._series["step"] < step]  # a later look is of a continuation that was given up
+        self._series = pd.DataFrame([*before.to_dict("records"), *_by_term(binding, recognition).to_dict("records")])
+        flags, reason = early_warnings(self._series, WINDOW)
+        ends = [f"{name}{end}" for name in _SHOWN for end in ("", "_low", "_high")]
+        numbers = {key: float(row[key]) for key in ends if key in row and pd.notna(row[key])}
+        said = {flag.flag: flag.text for flag in flags}
+        marks = {"binding_ahead": "binding ahead" in said, "decoupling": "decoupling" in said}
+        return {"step": step, **numbers, **{k: float(v) for k, v in marks.items()}, "flags": said, "no_flags": reason}
+
+    def _keep(self, loaded: Loaded, results: Sequence[Measurement], started: str, seconds: float) -> None:
+        """Into the store, under keys that hold a checksum of the weights as they are now."""
+        assert self._check is not None
+        ref, identity = loaded.ref, Identity(f"live:{self._study.name}", None, checksum(loaded.model))
+        notes = ("measured while it trained; the fingerprint is a checksum of the weights, not a hash of files",)
+        about = provenance(loaded, identity, notes, self._protocol, self._check, started, seconds)
+        keys = {}
+        for result in results:
+            parts = key_parts(result.measure, self._prompts, self._protocol)
+            keys[result.measure] = result_key(identity, loaded.dtype, loaded.device.type, *parts)
+            self.store.write(ref, keys[result.measure], result, about)
+        now = ref.step or 0
+        self._units = {step: unit for step, unit in self._units.items() if step < now} | {now: Unit(ref, "done", keys)}
+        self.store.write_run(RunFile(self._study.model_dump(mode="json"), tuple(self._units.values())))
+
+
+def watch(trainer: Trainer, terms: str | Sequence[str], out: Path | str, **settings: Any) -> Monitor:
+    """Add a monitor to a Trainer; the tokenizer is the trainer's `processing_class`, and every look goes to what the
+    trainer reports to. settings: those of `Monitor`. A look is taken at the start and every `every` steps.
+    """
+    tokenizer = settings.pop("tokenizer", None) or trainer.processing_class
+    if tokenizer is None:
+        raise RequestError("the trainer has no processing_class; pass tokenizer=... to watch")
+    monitor = Monitor(tokenizer, terms, out, **settings)
+    trainer.add_callback(_Callback(monitor, trainer))
+    return monitor
+
+
+class _Callback(TrainerCallback):  # type: ignore[misc]
+    """Looks at the start and behind optimizer steps; accumulated gradients are never in between.
+
+    A look is reported when the next step begins: to report while a step ends would take the place of the trainer's own
+    report of the loss.
+    """
+
+    def __init__(self, monitor: Monitor, trainer: Trainer) -> None:
+        self.monitor, self.trainer = monitor, trainer
+        self.found: dict[str, Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self._look(more["model"], state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        self._look(more["model"], state)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._report()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._report()
+
+    def _look(self, model: torch.nn.Module, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self.found = self.monitor(model, state.global_step)
+
+    def _report(self) -> None:
+        if self.found is not None:
+            self.trainer.log({f"bindscope/{k}": v for k, v in self.found.items() if isinstance(v, float)})
+        self.found = None
+
+
+def _by_term(binding: pd.DataFrame, recognition: pd.DataFrame) -> pd.DataFrame:
+    """A row per step and term: mean excess and margin, missing where a term has none."""
+    keys = ["step", "term"]
+    out = pd.DataFrame({"excess": binding.astype({"excess": float}).groupby(keys)["excess"].mean()})
+    known = None if recognition.empty else recognition.groupby(keys)["margin_per_token"].mean()
+    return out.assign(margin=float("nan") if known is None else known).reset_index()
+
+
+def checksum(model: torch.nn.Module) -> str:
+    """A digest (hex) over name, shape, sum and absolute sum of every parameter, in float64: tells weights apart that
+    training has moved, for little more than reading them once."""
+    rows = []
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().double() if parameter.is_floating_point() else parameter.detach()
+        rows.append([name, list(parameter.shape), float(values.sum()), float(values.abs().sum())])
+    return digest(rows)
+
+
+def _first_process() -> bool:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not ready or torch.distributed.get_rank() == 0
+
+
+def tensorboard(writer: Any) -> Sink:
+    """A sink for a `torch.utils.tensorboard.SummaryWriter`, or anything with its add_scalar."""
+
+    def sink(values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
+
+    return sink
