@@ -32,12 +32,16 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
+_ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
+_EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")],
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
+    accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
+    evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
@@ -50,11 +54,12 @@ def run(
         suites_of(name)
     store = _store(out)
     from bindscope.execute import local
+    from bindscope.execute.sweep import Options
     from bindscope.report import html
 
     with store.lock():
         with Progress() as progress:
-            result = local.run(wanted, store, progress)
+            result = local.run(wanted, store, progress, Options(accept_flags, evict))
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         answers, said = _answers(store)
@@ -147,11 +152,33 @@ def audit(
 
 
 @app.command()
-def suites() -> None:
-    """The catalogue of checkpoint suites."""
+def suites(
+    name: Annotated[str | None, typer.Argument(help="A suite: catalogue name, local folder or hub id.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Fingerprint the weights of every checkpoint.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="With --verify: compare tensors too.")] = False,
+) -> int:
+    """The catalogue of checkpoint suites, or, with --verify, whether a suite's weights are what they should be."""
     from bindscope.display import catalogue
 
+    if verify or download or name:
+        return _verify(name, download)
     catalogue()
+    return 0
+
+
+def _verify(name: str | None, download: bool) -> int:
+    """Every checkpoint of a suite with commit, fingerprint and flags; 1 where there are flags or faults."""
+    from bindscope.display import verification
+    from bindscope.models.suites import suite
+
+    if name is None:
+        raise RequestError("name the suite to verify: bindscope suites NAME --verify")
+    found = suite(name)
+    from bindscope.models.fingerprint import verify
+
+    result = verify(found.checkpoints, download)
+    verification(found, result)
+    return 1 if result.flags or result.faults else 0
 
 
 @app.command()
