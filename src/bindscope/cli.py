@@ -160,7 +160,7 @@ def suites(
     """The catalogue of checkpoint suites, or, with --verify, whether a suite's weights are what they should be."""
     from bindscope.display import catalogue
 
-    if verify or download or name:
+    if verify or download:
         return _verify(name, download)
     catalogue()
     return 0

@@ -289,7 +289,8 @@ def verification(suite: Suite, found: Verified) -> None:
         known = prints[ref]
         tensors = f"tensors {known.tensors[:16]}" if known.tensors else "tensors not on this machine"
         commit = f"commit {known.commit[:12]}" if known.commit else "local"
-        _OUT.print(f"{ref.label:<16} {known.name:<28} {commit:<20} files {known.files[:16]}  {tensors}", soft_wrap=True)
+        line = f"{ref.label:<16} {known.name:<28} {commit:<20} files {known.files[:16]}  {tensors}"
+        _OUT.print(line, markup=False, soft_wrap=True)
         for flag in found.flags:
             if ref in flag.refs:
                 _OUT.print(Padding(escape(flag.text), (0, 0, 0, 4)))

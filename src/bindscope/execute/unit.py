@@ -16,6 +16,7 @@ from pathlib import Path
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError, StoreError
 from bindscope.measure.attention import NAME
 from bindscope.measure.checkpoint import EDITED, READ, measure
+from bindscope.measure.memory import out_of_memory
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models import fingerprint
 from bindscope.models.files import Sources, fetch
@@ -86,6 +87,8 @@ def attempt(
         trace = "".join(traceback.format_exception(error))
         kind = RequestError if isinstance(error, RequestError) else MeasureError
         told = str(error) if isinstance(error, BindscopeError) else f"unexpected {type(error).__name__}: {error}"
+        if out_of_memory(error):
+            told = f"there is no memory for a single prompt ({error}); use a larger device, or a shorter dtype"
         return Result(None, kind(" ".join(told.split())), trace)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from bindscope.measure.attention import Edit, Rewire, recording
 from bindscope.measure.edits import Head, Spans, bins, cutting, mask, replacing
 from bindscope.measure.forward import Packed, Row, forward, pack
+from bindscope.measure.memory import Fitting
 from bindscope.measure.trunk import kept, repeated, starting_above
 from bindscope.records import Mode
 
@@ -56,38 +58,73 @@ def run(
     share: skip the layers below the lowest edited head of each group of conditions (False is for checking that this
     changes nothing). progress gets shares of a condition that were done.
     """
-    heads = int(model.config.num_attention_heads)
-    out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
-    groups: dict[int, list[int]] = {}
+    lowest: dict[int, list[int]] = {}
     for c, chosen in enumerate(conditions):
-        groups.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
-    for members, batch in _row_batches(model, rows):
-        below = {lowest - 1 for lowest in groups if lowest > 0}
-        with kept(model, below) as outputs:
-            if below:
-                forward(model, batch)
-        for lowest, group in groups.items():
-            size = max(1, PASS_TOKENS // batch.ids.numel())
-            for start in range(0, len(group), size):
-                part = group[start : start + size]
-                gone = mask([conditions[c] for c in part], len(members), heads, model.device)
-                edit, rewire = _edits(model, mode, gone, material, batch, members, len(part))
-                with starting_above(model, lowest - 1, repeated(outputs.get(lowest - 1), len(part))):
-                    _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
-                for n, found in enumerate(logs):
-                    out[part[n // len(members)]][members[n % len(members)]] = found
-                if progress is not None:
-                    progress(len(part) * len(members) / len(rows))
+        lowest.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
+    out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
+    work = _Work(model, rows, conditions, mode, material, lowest, Fitting())
+    fitting = Fitting()
+    for members in _row_batches(rows):
+        for i, found in zip(members, fitting.run(members, work.of), strict=True):
+            for c, logs in enumerate(found):
+                out[c][i] = logs
+        if progress is not None:
+            progress(len(conditions) * len(members) / len(rows))
     return out
 
 
-def _row_batches(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[list[int], Packed]]:
+@dataclass(frozen=True)
+class _Work:
+    """What `run` was asked for; lowest: layer -> the conditions whose lowest edited head is there."""
+
+    model: PreTrainedModel
+    rows: Sequence[Row]
+    conditions: Sequence[Sequence[Head]]
+    mode: Mode
+    material: Material
+    lowest: dict[int, list[int]]
+    fitting: Fitting
+
+    def of(self, members: Sequence[int]) -> list[list[Logs]]:
+        """[row][condition][continuation], for rows that share their batches."""
+        batch = pack([self.rows[i] for i in members], self.model.device)
+        out: list[list[Logs]] = [[[] for _ in self.conditions] for _ in members]
+        below = {layer - 1 for layer in self.lowest if layer > 0}
+        with kept(self.model, below) as outputs:
+            if below:
+                forward(self.model, batch)
+        size = max(1, PASS_TOKENS // batch.ids.numel())
+        for layer, group in self.lowest.items():
+
+            def some(part: Sequence[int], layer: int = layer) -> list[list[Logs]]:
+                return self._edited(part, members, batch, layer, outputs.get(layer - 1))
+
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
+                for c, found in zip(part, self.fitting.run(part, some), strict=True):
+                    for n, logs in enumerate(found):
+                        out[n][c] = logs
+        return out
+
+    def _edited(
+        self, part: Sequence[int], members: Sequence[int], batch: Packed, lowest: int, below: Any
+    ) -> list[list[Logs]]:
+        """[condition][row][continuation] of one forward pass; below: what leaves the layer under the lowest edit."""
+        model = self.model
+        heads = int(model.config.num_attention_heads)
+        gone = mask([self.conditions[c] for c in part], len(members), heads, model.device)
+        edit, rewire = _edits(model, self.mode, gone, self.material, batch, members, len(part))
+        with starting_above(model, lowest - 1, repeated(below, len(part))):
+            _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
+        return [logs[n * len(members) : (n + 1) * len(members)] for n in range(len(part))]
+
+
+def _row_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     start = 0
     while start < len(order):
         size = max(1, ROW_TOKENS // max(1, len(rows[order[start]])))
-        members = order[start : start + size]
-        yield members, pack([rows[i] for i in members], model.device)
+        yield order[start : start + size]
         start += size
 
 
@@ -114,12 +151,14 @@ def _edits(
     if mode == "mean":
         assert material.means is not None
         places = bins(batch.positions, material.last).repeat(copies, 1)
-        return replacing(gone, {layer: material.means[layer][places] for layer in gone}), None
+        return replacing(gone, {n: m[places.to(m.device)] for n, m in material.means.items() if n in gone}), None
     assert material.donors is not None
     said = outputs_of(model, [material.donors[i] for i in members], set(gone))
     positions = batch.positions
     values = {
-        layer: z.gather(1, positions[:, :, None, None].expand(-1, -1, *z.shape[2:])).repeat(copies, 1, 1, 1)
+        layer: z.gather(1, positions.to(z.device)[:, :, None, None].expand(-1, -1, *z.shape[2:])).repeat(
+            copies, 1, 1, 1
+        )
         for layer, z in said.items()
     }
     return replacing(gone, values), None
@@ -152,7 +191,8 @@ def neutral_means(model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> t
         size = int(bins(torch.tensor([last]), last)[0]) + 1
         for layer, z in outputs_of(model, [text], set(range(layers))).items():
             total = sums.setdefault(layer, torch.zeros(size, *z.shape[2:], dtype=torch.float32, device=z.device))
-            total.index_add_(0, places, z[0].float())
+            total.index_add_(0, places.to(z.device), z[0].float())
         counts = (0 if counts is None else counts) + torch.bincount(places, minlength=size)
     assert counts is not None
-    return {layer: total / counts[:, None, None].clamp(min=1) for layer, total in sums.items()}, last
+    counts = counts[:, None, None].clamp(min=1)
+    return {layer: total / counts.to(total.device) for layer, total in sums.items()}, last
