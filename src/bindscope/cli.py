@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 _ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
+_RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
 _EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
@@ -42,6 +44,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
     accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
     evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
+    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
@@ -53,13 +56,20 @@ def run(
     for name in wanted.suites:
         suites_of(name)
     store = _store(out)
-    from bindscope.execute import local
     from bindscope.execute.sweep import Options
     from bindscope.report import html
 
+    options = Options(accept_flags, evict)
     with store.lock():
         with Progress() as progress:
-            result = local.run(wanted, store, progress, Options(accept_flags, evict))
+            if ray is None:
+                from bindscope.execute import local
+
+                result = local.run(wanted, store, progress, options)
+            else:
+                from bindscope.execute import ray as cluster
+
+                result = cluster.run(wanted, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         answers, said = _answers(store)
@@ -277,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
-        code = app(words, standalone_mode=False) or 0  # what the command returned; typer turns Ctrl-C into 130
+        code = (
+            app(_started(words), standalone_mode=False) or 0
+        )  # what the command returned; typer turns Ctrl-C into 130
         sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():
@@ -302,6 +314,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
         _complain(f"interrupted{kept}")
     return int(code)
+
+
+def _started(words: Sequence[str]) -> list[str]:
+    """--ray without an address means a cluster of its own: typer knows no options whose value may be left out."""
+    out = []
+    for word, following in zip_longest(words, words[1:], fillvalue="-"):
+        out += ["--ray", "local"] if word == "--ray" and following.startswith("-") else [word]
+    return out
 
 
 def _abandon_output() -> None:

@@ -106,6 +106,8 @@ def _measure(
     flags = tuple(dict.fromkeys((*job.flags, *twins(job.suite, mine))))
     if len(flags) > len(job.flags) and not job.accept:
         raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
+    if not job.keys:
+        return mine
     loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, sources=job.sources, remote=job.remote)
     together = (READ, EDITED)
     passes = [[name for name in group if name in job.keys] for group in together]
