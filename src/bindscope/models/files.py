@@ -131,7 +131,7 @@ def fetch(source: Source, files: Iterable[str] | None = None, stop: threading.Ev
         bars = None if stop is None else _silent(stop)
         folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names, tqdm_class=bars))
         for name in absent:
-            _verify(source, folder / name, source.files[name])
+            _verify(source, folder / name, (source.files | source.others)[name])
         _remember(source)
         return folder
     except GatedRepoError as error:
