@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ except ImportError as missing:
 LOCAL = "local"
 #: How often a checkpoint is tried again after its worker or machine was lost.
 _RETRIES = 3
+#: Seconds in which a cluster answers.
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def _needs() -> tuple[dict[str, float], int]:
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
     options = {} if address != LOCAL else {"include_dashboard": False}
+    _check_reach(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -148,3 +152,14 @@ def _cluster(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reach(address: str) -> None:
+    """Ray itself waits a quarter of an hour for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"there is no Ray cluster at {address}: {error}") from error
