@@ -63,6 +63,7 @@ class Fault:
     delay: float = 0.0
     at: int = 0
     damage: bytes = b""
+    pace: tuple[int, float] | None = None
 
 
 class Answer(NamedTuple):
@@ -130,6 +131,10 @@ class Hub:
         """Wait before answering."""
         self._faults.append(Fault(match, times=times, delay=seconds))
 
+    def trickle(self, file: str, bytes_at_a_time: int, seconds: float) -> None:
+        """Send a file in pieces, with a pause before each."""
+        self._faults.append(Fault(f"/{file}", "GET", pace=(bytes_at_a_time, seconds)))
+
     def corrupt(self, file: str, at: int, damage: bytes) -> None:
         """Serve a file with other bytes at an offset, under the size and hash of the sound one."""
         self._faults.append(Fault(f"/{file}", "GET", at=at, damage=damage))
@@ -186,6 +191,10 @@ class Hub:
             "no_proxy": "127.0.0.1",
         }
 
+    def wait(self, seconds: float) -> None:
+        """A pause that a stop ends."""
+        self._stopping.wait(seconds)
+
     # Answers
 
     def answer(self, request: Request, query: str, headers: Mapping[str, str]) -> tuple[Answer, list[Fault]]:
@@ -198,7 +207,7 @@ class Hub:
                 if fault.times is not None:
                     fault.times -= 1
         if delay := sum(f.delay for f in faults):
-            self._stopping.wait(delay)
+            self.wait(delay)
         for fault in faults:
             if fault.status is not None:
                 return _refuse(fault.status, "", "out of order"), faults
@@ -373,6 +382,12 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.reset:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
+                return
+            if fault.pace is not None:
+                size, seconds = fault.pace
+                for start in range(0, len(body), size):
+                    self.server.hub.wait(seconds)
+                    self.wfile.write(body[start : start + size])
                 return
         self.wfile.write(body)
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,12 +33,18 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
+_ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
+_RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
+_EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")],
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
+    accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
+    evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
+    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
@@ -49,12 +56,20 @@ def run(
     for name in wanted.suites:
         suites_of(name)
     store = _store(out)
-    from bindscope.execute import local
+    from bindscope.execute.sweep import Options
     from bindscope.report import html
 
+    options = Options(accept_flags, evict)
     with store.lock():
         with Progress() as progress:
-            result = local.run(wanted, store, progress)
+            if ray is None:
+                from bindscope.execute import local
+
+                result = local.run(wanted, store, progress, options)
+            else:
+                from bindscope.execute import ray as cluster
+
+                result = cluster.run(wanted, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         answers, said = _answers(store)
@@ -147,11 +162,33 @@ def audit(
 
 
 @app.command()
-def suites() -> None:
-    """The catalogue of checkpoint suites."""
+def suites(
+    name: Annotated[str | None, typer.Argument(help="A suite: catalogue name, local folder or hub id.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Fingerprint the weights of every checkpoint.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="With --verify: compare tensors too.")] = False,
+) -> int:
+    """The catalogue of checkpoint suites, or, with --verify, whether a suite's weights are what they should be."""
     from bindscope.display import catalogue
 
+    if verify or download:
+        return _verify(name, download)
     catalogue()
+    return 0
+
+
+def _verify(name: str | None, download: bool) -> int:
+    """Every checkpoint of a suite with commit, fingerprint and flags; 1 where there are flags or faults."""
+    from bindscope.display import verification
+    from bindscope.models.suites import suite
+
+    if name is None:
+        raise RequestError("name the suite to verify: bindscope suites NAME --verify")
+    found = suite(name)
+    from bindscope.models.fingerprint import verify
+
+    result = verify(found.checkpoints, download)
+    verification(found, result)
+    return 1 if result.flags or result.faults else 0
 
 
 @app.command()
@@ -250,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
-        code = app(words, standalone_mode=False) or 0  # what the command returned; typer turns Ctrl-C into 130
+        code = (
+            app(_started(words), standalone_mode=False) or 0
+        )  # what the command returned; typer turns Ctrl-C into 130
         sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():
@@ -275,6 +314,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
         _complain(f"interrupted{kept}")
     return int(code)
+
+
+def _started(words: Sequence[str]) -> list[str]:
+    """--ray without an address means a cluster of its own: typer knows no options whose value may be left out."""
+    out = []
+    for word, following in zip_longest(words, words[1:], fillvalue="-"):
+        out += ["--ray", "local"] if word == "--ray" and following.startswith("-") else [word]
+    return out
 
 
 def _abandon_output() -> None:

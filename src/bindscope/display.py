@@ -21,8 +21,10 @@ from bindscope.records import CheckpointRef
 
 if TYPE_CHECKING:
     from bindscope.doctor import Finding
-    from bindscope.execute.local import Outcome
+    from bindscope.execute.sweep import Outcome
+    from bindscope.models.fingerprint import Verified
     from bindscope.models.load import Loaded
+    from bindscope.models.suites import Suite
     from bindscope.quick import Look
     from bindscope.stats.analysis import Analysis
     from bindscope.store import Store
@@ -276,6 +278,25 @@ def catalogue() -> None:
             note = found.note
         if note:
             _OUT.print(Padding(escape(note), (0, 0, 0, 4)))
+
+
+def verification(suite: Suite, found: Verified) -> None:
+    """A line for every checkpoint of a suite, what is wrong with it below."""
+    prints, faults = {p.ref: p for p in found.prints}, dict(found.faults)
+    for ref in suite.checkpoints:
+        if ref in faults:
+            _OUT.print(f"{ref.label}: {faults[ref]}", markup=False, soft_wrap=True)
+            continue
+        known = prints[ref]
+        tensors = f"tensors {known.tensors[:16]}" if known.tensors else "tensors not on this machine"
+        commit = f"commit {known.commit[:12]}" if known.commit else "local"
+        line = f"{ref.label:<16} {known.name:<28} {commit:<20} files {known.files[:16]}  {tensors}"
+        _OUT.print(line, markup=False, soft_wrap=True)
+        for flag in found.flags:
+            if ref in flag.refs:
+                _OUT.print(Padding(escape(flag.text), (0, 0, 0, 4)))
+    if not found.flags and not faults:
+        _OUT.print(f"All {len(prints)} checkpoints hold weights of their own.")
 
 
 def _home(ref: CheckpointRef) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bindscope.errors import BindscopeError
-from bindscope.execute.local import versions
+from bindscope.execute.unit import versions
 from bindscope.measure.selfcheck import self_check
 from bindscope.models.files import HTTP_ERROR, identify
 from bindscope.models.load import cache_dir, pick_device, pick_dtype

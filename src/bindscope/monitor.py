@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback
 
 from bindscope.errors import RequestError
-from bindscope.execute.local import provenance
+from bindscope.execute.unit import provenance
 from bindscope.measure.checkpoint import READ, key_parts, measure
 from bindscope.measure.selfcheck import SelfCheck
 from bindscope.models.borrow import borrowed

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
@@ -44,12 +45,16 @@ def result_key(
 
 @dataclass(frozen=True)
 class Unit:
-    """One checkpoint of a run and what became of it. keys: measure -> result key."""
+    """One checkpoint of a run and what became of it. keys: measure -> result key; traceback: a file of the folder, of a
+    unit that failed; weights: their fingerprint; flags: what a reader must know about them."""
 
     checkpoint: CheckpointRef
     status: Literal["pending", "done", "failed"]
     keys: dict[str, str]
     reason: str | None = None
+    traceback: str | None = None
+    weights: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Store:
                 raise RequestError(
                     f"another run is writing to {self.root}; wait for it or take another folder"
                 ) from error
+            for torn in self.root.rglob(".*.tmp"):  # of a run that was killed while it wrote
+                torn.unlink(missing_ok=True)
             yield
 
     def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:
@@ -127,8 +134,16 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file into the folder, whole or not at all. Raises StoreError."""
-        _atomic(self.root / name, lambda temp: temp.write_bytes(text.encode("utf-8", "replace")))
+        return self.write_bytes(name, text.encode("utf-8", "replace"))
+
+    def write_bytes(self, name: str, content: bytes) -> Path:
+        """The same for any content: a shard that was made elsewhere."""
+        _atomic(self.root / name, lambda temp: temp.write_bytes(content))
         return self.root / name
+
+    def note(self, ref: CheckpointRef, folder: str) -> str:
+        """The name of a text file about a checkpoint."""
+        return f"{folder}/{_slug(ref.suite)}-{_slug(ref.revision or Path(ref.repo).name)}.txt"
 
     def write_run(self, run: RunFile) -> None:
         """Record the study and the state of its units."""
@@ -139,7 +154,10 @@ class Store:
         path = self.root / "run.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            units = tuple(Unit(CheckpointRef(**u.pop("checkpoint")), **u) for u in raw["units"])
+            units = tuple(
+                Unit(CheckpointRef(**u.pop("checkpoint")), **u | {"flags": tuple(u.get("flags", ()))})
+                for u in raw["units"]
+            )
             return RunFile(raw["study"], units)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"cannot read {path}: {error}; run `bindscope run` with this folder again") from error
@@ -170,6 +188,21 @@ class Store:
     def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
         """How a shard came to be."""
         return dict(_metadata(pq.read_schema(self.path(ref, measure, key)))["provenance"])
+
+    def commits(self) -> dict[tuple[str, str | None], dict[str, str]]:
+        """Which commits the revisions of hub repositories were when shards of this folder were made: (repository,
+        revision) -> commit -> fingerprint of its files. Shards that cannot be read say nothing."""
+        found: dict[tuple[str, str | None], dict[str, str]] = {}
+        for path in (self.root / "shards").rglob("*.parquet"):
+            try:
+                made = _metadata(pq.read_schema(path))["provenance"]
+                ref, identity = made["checkpoint"], made["identity"]
+                if identity["commit"] is not None:
+                    place = found.setdefault((ref["repo"], ref["revision"]), {})
+                    place[identity["commit"]] = identity["fingerprint"]
+            except _FAULTS:
+                continue
+        return found
 
     def strangers(self) -> int:
         """Shards in the folder that the recorded run does not use (an older protocol, a longer study)."""
@@ -213,7 +246,7 @@ def _slug(text: str) -> str:
 
 
 def _atomic(path: Path, write: Any) -> None:
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name[:80]}.{uuid4().hex}.tmp")  # writers may sit on several machines
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,6 +19,7 @@ from bindscope.terms.prompts import build, carriers, check_unique, few_shot
 from bindscope.terms.yamlfile import Source
 
 Measure = Literal["binding", "recognition", "generation", "few_shot", "variability", "ablation"]
+_TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
 #: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
 _PUBLISHED: dict[str, Any] = {
     "modes": ("published",),
@@ -99,6 +100,7 @@ class Study(BaseModel):
     terms; or prompts: a JSONL file in the published format. measures: binding and recognition always; generation,
     few_shot, variability and ablation on request. controls: control groups (sets of expressions, files of them; "all"
     for the ten that ship), measured in the same carrier sentences as the terms. frames: the list of carrier sentences.
+    remote_code: repositories whose Python code may be run, in words: `I have read the code of ORG/NAME and trust it`.
     protocol: "controlled" rotates the options of a question; "published" asks each question once, with the answer in
     the place that the file gives it. format, order: override the protocol's. ablation: which heads are taken out, how,
     and against how many random sets. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
@@ -120,6 +122,7 @@ class Study(BaseModel):
     order: Order | None = None
     bos: Bos | None = None
     dtype: Dtype = "auto"
+    remote_code: tuple[str, ...] = ()
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -127,7 +130,18 @@ class Study(BaseModel):
         """YAML reads on and off as true and false."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
-    @field_validator("suites", "terms", "measures", "controls", mode="before")
+    @field_validator("remote_code")
+    @classmethod
+    def _in_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := next((text for text in value if not _TRUST.fullmatch(text)), None):
+            raise ValueError(f"write `I have read the code of ORG/NAME and trust it` for each repository, got {odd!r}")
+        return value
+
+    def trusted(self) -> set[str]:
+        """Repositories whose Python code may be run."""
+        return {match[1] for text in self.remote_code if (match := _TRUST.fullmatch(text))}
+
+    @field_validator("suites", "terms", "measures", "controls", "remote_code", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from bindscope.measure.attention import Edit, Rewire, recording
 from bindscope.measure.edits import Head, Spans, bins, check_heads, cutting, mask, replacing
 from bindscope.measure.forward import Packed, Row, forward, pack
+from bindscope.measure.memory import Fitting
 from bindscope.measure.trunk import kept, repeated, starting_above
 from bindscope.records import Mode
 
@@ -49,17 +50,18 @@ class Material:
 
 
 class Shared:
-    """What all conditions have in common, by batch of rows and layer: outputs of the layers below the edits, heads'
+    """What all conditions have in common, by rows of a batch and layer: outputs of the layers below the edits, heads'
     outputs on donors. Kept between calls of `run` on the same rows while it fits into ROOM, else computed again."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int, int], Any] = {}
+        self._found: dict[tuple[str, tuple[int, ...], int], Any] = {}
         self._bytes = 0
 
     def get(
-        self, kind: str, batch: int, wanted: set[int], compute: Callable[[set[int]], dict[int, Any]]
+        self, kind: str, members: Sequence[int], wanted: set[int], compute: Callable[[set[int]], dict[int, Any]]
     ) -> dict[int, Any]:
         """Layer -> value for the wanted layers; compute gives those that are not kept."""
+        batch = tuple(members)
         found = {at: self._found[kind, batch, at] for at in wanted if (kind, batch, at) in self._found}
         if lacking := wanted - found.keys():
             new = compute(lacking)
@@ -99,28 +101,62 @@ def run(
     heads = int(model.config.num_attention_heads)
     for chosen in conditions:
         check_heads(chosen, int(model.config.num_hidden_layers), heads)
-    shared = shared or Shared()
-    out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
-    groups: dict[int, list[int]] = {}
+    lowest: dict[int, list[int]] = {}
     for c, chosen in enumerate(conditions):
-        groups.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
-    for number, (members, batch) in enumerate(_row_batches(model, rows)):
-        below = {lowest - 1 for lowest in groups if lowest > 0}
-        outputs = shared.get("below", number, below, partial(_below, model, batch))
-        for lowest, group in groups.items():
-            size = max(1, PASS_TOKENS // batch.ids.numel())
+        lowest.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
+    out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
+    work = _Work(model, rows, conditions, mode, material, lowest, shared or Shared(), Fitting())
+    fitting = Fitting()
+    for members in _row_batches(rows):
+        for i, found in zip(members, fitting.run(members, work.of), strict=True):
+            for c, logs in enumerate(found):
+                out[c][i] = logs
+        if progress is not None:
+            progress(len(conditions) * len(members) / len(rows))
+    return out
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `run` was asked for; lowest: layer -> the conditions whose lowest edited head is there."""
+
+    model: PreTrainedModel
+    rows: Sequence[Row]
+    conditions: Sequence[Sequence[Head]]
+    mode: Mode
+    material: Material
+    lowest: dict[int, list[int]]
+    shared: Shared
+    fitting: Fitting
+
+    def of(self, members: Sequence[int]) -> list[list[Logs]]:
+        """[row][condition][continuation], for rows that share their batches."""
+        batch = pack([self.rows[i] for i in members], self.model.device)
+        out: list[list[Logs]] = [[[] for _ in self.conditions] for _ in members]
+        below = {layer - 1 for layer in self.lowest if layer > 0}
+        outputs = self.shared.get("below", members, below, partial(_below, self.model, batch))
+        size = max(1, PASS_TOKENS // batch.ids.numel())
+        for layer, group in self.lowest.items():
+            some = partial(self._edited, members, batch, layer, outputs.get(layer - 1))
             for start in range(0, len(group), size):
                 part = group[start : start + size]
-                gone = mask([conditions[c] for c in part], len(members), heads, model.device)
-                said = _said(model, mode, material, members, shared, number, set(gone))
-                edit, rewire = _edits(mode, gone, material, batch.positions, said, members, len(part))
-                with starting_above(model, lowest - 1, repeated(outputs.get(lowest - 1), len(part))):
-                    _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
-                for n, found in enumerate(logs):
-                    out[part[n // len(members)]][members[n % len(members)]] = found
-                if progress is not None:
-                    progress(len(part) * len(members) / len(rows))
-    return out
+                for c, found in zip(part, self.fitting.run(part, some), strict=True):
+                    for n, logs in enumerate(found):
+                        out[n][c] = logs
+        return out
+
+    def _edited(
+        self, members: Sequence[int], batch: Packed, lowest: int, below: Any, part: Sequence[int]
+    ) -> list[list[Logs]]:
+        """[condition][row][continuation] of one forward pass; below: what leaves the layer under the lowest edit."""
+        model = self.model
+        heads = int(model.config.num_attention_heads)
+        gone = mask([self.conditions[c] for c in part], len(members), heads, model.device)
+        said = _said(model, self.mode, self.material, members, self.shared, set(gone))
+        edit, rewire = _edits(self.mode, gone, self.material, batch.positions, said, members, len(part))
+        with starting_above(model, lowest - 1, repeated(below, len(part))):
+            _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
+        return [logs[n * len(members) : (n + 1) * len(members)] for n in range(len(part))]
 
 
 def _below(model: PreTrainedModel, batch: Packed, wanted: set[int]) -> dict[int, Any]:
@@ -130,29 +166,22 @@ def _below(model: PreTrainedModel, batch: Packed, wanted: set[int]) -> dict[int,
 
 
 def _said(
-    model: PreTrainedModel,
-    mode: Mode,
-    material: Material,
-    members: Sequence[int],
-    shared: Shared,
-    number: int,
-    wanted: set[int],
+    model: PreTrainedModel, mode: Mode, material: Material, members: Sequence[int], shared: Shared, wanted: set[int]
 ) -> dict[int, Tensor] | None:
     """What the heads say on the members' donors, where the mode asks for it."""
     if mode != "resample":
         return None
     assert material.donors is not None
     texts = [material.donors[i] for i in members]
-    return shared.get("said", number, wanted, partial(outputs_of, model, texts))
+    return shared.get("said", members, wanted, partial(outputs_of, model, texts))
 
 
-def _row_batches(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[list[int], Packed]]:
+def _row_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     start = 0
     while start < len(order):
         size = max(1, ROW_TOKENS // max(1, len(rows[order[start]])))
-        members = order[start : start + size]
-        yield members, pack([rows[i] for i in members], model.device)
+        yield order[start : start + size]
         start += size
 
 
@@ -182,12 +211,12 @@ def _edits(
     if mode == "mean":
         assert material.means is not None
         places = bins(positions, material.last).repeat(copies, 1)
-        return replacing(gone, {layer: material.means[layer][places] for layer in gone}), None
+        means = {layer: material.means[layer] for layer in gone}
+        return replacing(gone, {layer: m[places.to(m.device)] for layer, m in means.items()}), None
     assert said is not None
     at = positions[:, :, None, None]
-    return replacing(
-        gone, {layer: z.gather(1, at.expand(-1, -1, *z.shape[2:])).repeat(copies, 1, 1, 1) for layer, z in said.items()}
-    ), None
+    there = {layer: z.gather(1, at.to(z.device).expand(-1, -1, *z.shape[2:])) for layer, z in said.items()}
+    return replacing(gone, {layer: z.repeat(copies, 1, 1, 1) for layer, z in there.items()}), None
 
 
 def decoding(
@@ -197,7 +226,7 @@ def decoding(
     for every batch. Donors must be as long as a text with its continuation."""
     count = int(model.config.num_attention_heads)
     gone = mask([heads], len(members), count, model.device)
-    said = _said(model, mode, material, members, Shared(), 0, set(gone))
+    said = _said(model, mode, material, members, Shared(), set(gone))
     seen: Counter[int] = Counter()
 
     def now(layer: int, z: Tensor) -> tuple[Edit | None, Rewire | None]:
@@ -221,6 +250,7 @@ def decoding(
     return (None, rewire) if mode == "knockout" else (edit, None)
 
 
+@torch.no_grad()
 def outputs_of(model: PreTrainedModel, texts: Sequence[tuple[int, ...]], wanted: set[int]) -> dict[int, Tensor]:
     """Layer -> heads' outputs (B, T, H, d) on plain texts, padded at the end to the longest."""
     T = max(map(len, texts))
@@ -248,7 +278,8 @@ def neutral_means(model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> t
         size = int(bins(torch.tensor([last]), last)[0]) + 1
         for layer, z in outputs_of(model, [text], set(range(layers))).items():
             total = sums.setdefault(layer, torch.zeros(size, *z.shape[2:], dtype=torch.float32, device=z.device))
-            total.index_add_(0, places, z[0].float())
+            total.index_add_(0, places.to(z.device), z[0].float())
         counts = (0 if counts is None else counts) + torch.bincount(places, minlength=size)
     assert counts is not None
-    return {layer: total / counts[:, None, None].clamp(min=1) for layer, total in sums.items()}, last
+    counts = counts[:, None, None].clamp(min=1)
+    return {layer: total / counts.to(total.device) for layer, total in sums.items()}, last

@@ -54,8 +54,8 @@ def replacing(gone: dict[int, Tensor], values: dict[int, Tensor] | None) -> Edit
     def edit(layer: int, z: Tensor) -> Tensor:
         if layer not in gone:
             return z
-        new = torch.zeros((), dtype=z.dtype, device=z.device) if values is None else values[layer].to(z.dtype)
-        return torch.where(gone[layer][:, None, :, None], new, z)
+        new = torch.zeros((), dtype=z.dtype, device=z.device) if values is None else values[layer].to(z)
+        return torch.where(gone[layer].to(z.device)[:, None, :, None], new, z)
 
     return edit
 
@@ -69,25 +69,26 @@ class Spans:
 
 def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
     """Cut the edges inside the term, in the heads that are gone."""
-    queries = spans.tokens.clamp(min=0)
 
     def rewire(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         if layer not in gone:
             return z
+        tokens = spans.tokens.to(z.device)
+        queries = tokens.clamp(min=0)
         p = probabilities(queries)  # (B, H, k, S)
         B, H, k, S = p.shape
         inside = torch.zeros(B, k, S, dtype=torch.bool, device=p.device)
         for i in range(1, k):
             for j in range(i):
-                real = (spans.tokens[:, i] >= 0) & (spans.tokens[:, j] >= 0)
+                real = (tokens[:, i] >= 0) & (tokens[:, j] >= 0)
                 rows = real.nonzero()[:, 0]
-                inside[rows, i, spans.tokens[rows, j]] = True
+                inside[rows, i, tokens[rows, j]] = True
         left = p.masked_fill(inside[:, None], 0.0)
         total, rest = p.sum(-1, keepdim=True), left.sum(-1, keepdim=True)
         left = torch.where(rest > 0, left * (total / rest.clamp(min=1e-12)), left)
         new = (left.to(value.dtype) @ value).transpose(1, 2).to(z.dtype)  # (B, k, H, d)
         index = queries[:, :, None, None].expand(-1, -1, H, z.shape[-1])
-        real = (spans.tokens >= 0)[:, :, None, None] & gone[layer][:, None, :, None]
+        real = (tokens >= 0)[:, :, None, None] & gone[layer].to(z.device)[:, None, :, None]
         # Padding of the span points at position 0, whose own row must stay as it is: written last to first.
         out = z.clone()
         for i in reversed(range(k)):

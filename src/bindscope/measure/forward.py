@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from bindscope.errors import MeasureError
 from bindscope.measure.attention import Edit, Packing, Pass, Rewire, Want, band, recording, unsupported
+from bindscope.measure.memory import Fitting
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = 2048
@@ -51,12 +52,13 @@ def stream(
 ) -> Iterator[tuple[int, Reading]]:
     """Each row's index and reading, longest rows first; the model must be under `hooked`.
 
-    What is not kept by the caller is not kept at all, so memory does not grow with the number of rows. Raises
-    MeasureError where a log-probability or an attention weight is not finite.
+    What is not kept by the caller is not kept at all, so memory does not grow with the number of rows. A batch for
+    which there is no memory is halved. Raises MeasureError where a log-probability or attention weight is not finite.
     """
+    fitting = Fitting()
     for batch in _batches(rows, batch_tokens if packed else 0):
         part = [rows[i] for i in batch]
-        found = _packed(model, part) if packed else _cached(model, part[0])
+        found = fitting.run(part, lambda some: _packed(model, some) if packed else _cached(model, some[0]))
         for i, reading in zip(batch, found, strict=True):
             yield i, _finite(reading, rows[i])
 
@@ -186,11 +188,11 @@ def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iter
     head = model.get_output_embeddings()
     if head is None:
         raise unsupported(model, "it has no output embedding, so it predicts no next token")
-    b = torch.tensor([r[0] for r in reads], dtype=torch.long, device=head.weight.device)
-    t = torch.tensor([r[1] for r in reads], dtype=torch.long, device=head.weight.device)
+    b, t = (torch.tensor([read[axis] for read in reads], dtype=torch.long) for axis in (0, 1))
 
     def select(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][b, t][None], *args[1:])
+        device = args[0].device  # of the last layer; the weights of the projection may lie elsewhere
+        return (args[0][b.to(device), t.to(device)][None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

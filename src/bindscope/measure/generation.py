@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from bindscope.errors import MeasureError, PromptError
+from bindscope.measure.memory import Fitting
 from bindscope.measure.prepare import Item
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement
@@ -86,15 +87,18 @@ def write(
     The results are those of `generate` on one prompt at a time. Raises MeasureError for logits that are not finite.
     """
     out: dict[int, Written] = {}
+    fitting = Fitting()
     with _plain(model) as ends:
+
+        def decode(part: Sequence[int]) -> list[tuple[list[int], bool]]:
+            with under(part):
+                return _decode(model, part, ids, limits, draws, ends)
+
         for batch in _batches(ids, limits, batch_tokens):
-            with under(batch):
-                found = _decode(model, batch, ids, limits, draws, ends)
-            for i, (tokens, near) in found.items():
+            for i, (tokens, near) in zip(batch, fitting.run(batch, decode), strict=True):
                 redo = near and len(batch) > 1
                 if redo:
-                    with under([i]):
-                        tokens, _ = _decode(model, [i], ids, limits, draws, ends)[i]
+                    tokens, _ = decode([i])[0]
                 cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
                 out[i] = Written(tuple(tokens[:cut]), cut < len(tokens), redo)
             if progress is not None:
@@ -133,7 +137,7 @@ def _decode(
     limits: Sequence[int],
     draws: Sequence[Draw],
     ends: set[int],
-) -> dict[int, tuple[list[int], bool]]:
+) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
     rows = torch.tensor([list(ids[i]) for i in batch], device=model.device)
     each, spacing = [draws[i] for i in batch], torch.finfo(model.dtype).eps
@@ -147,7 +151,7 @@ def _decode(
         logits_processor=LogitsProcessorList([watch]),
     )[:, rows.shape[1] :].tolist()
     near = watch.near.tolist()
-    return {i: (tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)}
+    return [(tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)]
 
 
 def _noise_seed(ids: Sequence[int], draw: Draw) -> int:

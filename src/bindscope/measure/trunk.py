@@ -63,13 +63,16 @@ def starting_above(model: PreTrainedModel, layer: int, output: Any) -> Iterator[
     """Forward passes inside this block take `output` for what leaves `layer` and compute only the layers above it;
     with layer -1 nothing is skipped."""
     below = list(layers(model))[: layer + 1]
+    before = [vars(module).get("forward") for module in below]
     for module in below:
         module.forward = lambda *_args, **_kwargs: output
     try:
         yield
     finally:
-        for module in below:
+        for module, own in zip(below, before, strict=True):
             del module.forward  # the class's own again
+            if own is not None:  # of a model that is spread over devices
+                module.forward = own
 
 
 def repeated(output: Any, n: int) -> Any:

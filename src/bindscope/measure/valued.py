@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bindscope.measure.attention import recording
+from bindscope.measure.memory import Fitting
 from bindscope.measure.trunk import layers
 
 #: What architectures call the projection of the heads' outputs.
@@ -31,18 +33,22 @@ def projections(model: PreTrainedModel) -> dict[int, Tensor] | None:
     for i, layer in enumerate(layers(model)):
         attention = next(part for part in layer.modules() if getattr(part, "layer_idx", None) == i)
         attention = next((p for p in layer.modules() if getattr(p, "layer_idx", None) == i and _named(p)), attention)
-        rows = _matrix(_named(attention))
+        module = _named(attention)
+        if module is None:
+            return None
+        with align_module_device(module):  # brings in what lies on the disk
+            rows = _matrix(module)
         if rows is None or rows.shape[0] % heads:
             return None
         out[i] = rows.reshape(heads, -1, rows.shape[1])
     return out
 
 
-def _matrix(module: torch.nn.Module | None) -> Tensor | None:
+def _matrix(module: torch.nn.Module) -> Tensor | None:
     """What a linear module multiplies by, (in, out) in float32: its weight where that is plain, else (quantised
     weights, adapters) what it makes of the unit vectors."""
     weight = getattr(module, "weight", None)
-    if module is None or weight is None:
+    if weight is None:
         return None
     if type(module) in (torch.nn.Linear, Conv1D) and type(weight) is torch.nn.Parameter:  # adapters have like names
         return (weight if type(module) is Conv1D else weight.T).detach().float()
@@ -72,12 +78,12 @@ def value_weighted(
         return None
     gram = {i: w @ w.transpose(1, 2) for i, w in weights.items()}  # ||v W||^2 = v (W W^T) v^T, (H, d, d)
     out: dict[int, NDArray[np.float64]] = {}
-    order = sorted(range(len(texts)), key=lambda i: -spans[i][-1])
+    order, fitting = sorted(range(len(texts)), key=lambda i: -spans[i][-1]), Fitting()
     start = 0
     while start < len(order):
         members = order[start : start + max(1, _BATCH_TOKENS // (spans[order[start]][-1] + 1))]
         start += len(members)
-        found = _batch(model, gram, [texts[i] for i in members], [spans[i] for i in members])
+        found = fitting.run(members, lambda p: _batch(model, gram, [texts[i] for i in p], [spans[i] for i in p]))
         out |= dict(zip(members, found, strict=True))
     return [out[i] for i in range(len(texts))]
 
@@ -95,13 +101,13 @@ def _batch(
     def capture(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         v = value.float()
         size = torch.einsum("bhsd,hde,bhse->bhs", v, gram[layer].to(v.device), v).clamp(min=0).sqrt()
-        carried = probabilities(queries) * size[:, :, None]
-        shares[layer] = carried / carried.sum(-1, keepdim=True)
+        carried = probabilities(queries.to(v.device)) * size[:, :, None]
+        shares[layer] = (carried / carried.sum(-1, keepdim=True)).cpu()
         return z
 
     with recording(rewire=capture):
         model(ids.to(model.device), use_cache=False)
-    stack = torch.stack([shares[i] for i in range(len(shares))], 1).cpu().numpy()  # (B, L, H, k, S)
+    stack = torch.stack([shares[i] for i in range(len(shares))], 1).numpy()  # (B, L, H, k, S)
     return [
         np.mean([stack[b, :, :, i, span[j]] for i in range(1, len(span)) for j in range(i)], 0, dtype=np.float64)
         for b, span in enumerate(spans)

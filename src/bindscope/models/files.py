@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import socket
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -22,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils.tqdm import tqdm
 
 from bindscope.errors import ModelError
 from bindscope.records import CheckpointRef, Identity, digest
@@ -44,7 +48,11 @@ _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("pytorch_model*.bin"
 
 @dataclass(frozen=True)
 class Source:
-    """One repository or folder, with the files that are used of it (name -> content hash)."""
+    """One repository or folder, with the files that are used of it (name -> content hash).
+
+    others: weights in a format that is not read, beside those that are; the hash is "" where nobody publishes it.
+    sizes: bytes of a file, where the hub says.
+    """
 
     repo: str
     commit: str | None
@@ -52,6 +60,23 @@ class Source:
     folder: Path | None
     revision: str | None = None
     from_cache: bool = False
+    others: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def folder_of(self, names: Iterable[str]) -> Path | None:
+        """The folder on this machine that holds all of these files, in the hub's cache or elsewhere; None if none."""
+        if self.folder is not None:
+            return self.folder
+        found = [try_to_load_from_cache(self.repo, name, revision=self.commit) for name in names]
+        return Path(str(found[0])).parent if found and all(isinstance(f, str) for f in found) else None
+
+    def absent(self) -> list[str]:
+        """Files that `fetch` would download."""
+        return [n for n in self.files if self.folder_of([n]) is None]
+
+
+class Stopped(ModelError):
+    """A download was given up because the run ended."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +97,12 @@ class Sources:
         )
 
 
-def identify(ref: CheckpointRef) -> Sources:
-    """Resolve a checkpoint to commits and file hashes. Raises ModelError for what does not exist or is unreachable."""
-    weights = _source(ref, ref.repo, ref.revision, weights=True)
+def identify(ref: CheckpointRef, code: bool = False) -> Sources:
+    """Resolve a checkpoint to commits and file hashes. Raises ModelError for what does not exist or is unreachable.
+
+    code: take the Python files of the repository too, for a model that runs code of its own.
+    """
+    weights = _source(ref, ref.repo, ref.revision, weights=True, code=code)
     if ref.tokenizer is None and ref.gguf is None and not _tokenizer_files(weights.files):
         raise ModelError(
             f"{ref.repo} holds no tokenizer files; save the tokenizer beside the weights, or in the folder "
@@ -86,19 +114,24 @@ def identify(ref: CheckpointRef) -> Sources:
     return Sources(weights, tokenizer, Identity(name, weights.commit, print_))
 
 
-def fetch(source: Source, files: Iterable[str] | None = None) -> Path:
+def fetch(source: Source, files: Iterable[str] | None = None, stop: threading.Event | None = None) -> Path:
     """The folder with the source's files, or some of them; downloads what the hub's cache lacks.
 
-    Raises ModelError when that fails.
+    stop: gives the download up when it is set, and shows no progress bars. Raises ModelError when a download fails.
     """
     if source.folder is not None:
+        if not source.folder.is_dir():
+            raise ModelError(
+                f"there is no folder {source.folder} on {socket.gethostname()}; put it where all can see it"
+            )
         return source.folder
     try:
         names = list(files or source.files)
-        absent = [n for n in names if not try_to_load_from_cache(source.repo, n, revision=source.commit)]
-        folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names))
+        absent = [n for n in names if source.folder_of([n]) is None]
+        bars = None if stop is None else _silent(stop)
+        folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names, tqdm_class=bars))
         for name in absent:
-            _verify(source, folder / name, source.files[name])
+            _verify(source, folder / name, (source.files | source.others)[name])
         _remember(source)
         return folder
     except GatedRepoError as error:
@@ -108,6 +141,20 @@ def fetch(source: Source, files: Iterable[str] | None = None) -> Path:
             f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
             "kept, run again to go on"
         ) from error
+
+
+def _silent(stop: threading.Event) -> type[tqdm]:
+    """Progress bars that show nothing, and end the download once `stop` is set: the client has no other way."""
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            if stop.is_set():
+                raise Stopped("the download was given up")
+
+    return Silent
 
 
 def _verify(source: Source, path: Path, expected: str) -> None:
@@ -135,18 +182,23 @@ def _remember(source: Source) -> None:
         ref.write_text(source.commit)
 
 
-def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) -> Source:
+def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool, code: bool = False) -> Source:
     folder = Path(repo).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"{repo} is a local folder and has no revision {revision!r}; leave the revision out")
-        files = [ref.gguf] if ref.gguf else _choose((p.name for p in folder.iterdir() if p.is_file()), weights, repo)
-        return Source(repo, None, {name: _sha256(folder / name) for name in files}, folder)
+        names = [p.name for p in folder.iterdir() if p.is_file()]
+        files = [ref.gguf] if ref.gguf else _choose(names, weights, repo, code)
+        hashes = {name: _sha256(folder / name) for name in files}
+        return Source(repo, None, hashes, folder, others=dict.fromkeys(weight_files(names)[1], "") if weights else {})
     where = f"{repo} at {revision}" if revision else repo
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         hashes = {s.rfilename: s.lfs.sha256 if s.lfs else str(s.blob_id) for s in info.siblings or []}
-        return Source(repo, info.sha, {name: hashes[name] for name in _choose(hashes, weights, where)}, None, revision)
+        used = {name: hashes[name] for name in _choose(hashes, weights, where, code)}
+        others = {name: hashes[name] for name in weight_files(hashes)[1]} if weights else {}
+        sizes = {s.rfilename: s.size for s in info.siblings or [] if s.size is not None}
+        return Source(repo, info.sha, used, None, revision, others=others, sizes=sizes)
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}; {_branches(repo)}") from error
     except GatedRepoError as error:
@@ -156,13 +208,14 @@ def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) 
     except HFValidationError as error:
         raise ModelError(f"{repo!r} is not a valid repository name: {_line(error)}") from error
     except (HTTP_ERROR, OSError) as error:
-        return _cached(repo, revision, weights, where, error)
+        return _cached(repo, revision, (weights, code), where, error)
 
 
-def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: Exception) -> Source:
-    """The same answer from the hub's cache, when the hub cannot be reached."""
+def _cached(repo: str, revision: str | None, what: tuple[bool, bool], where: str, cause: Exception) -> Source:
+    """The same answer from the hub's cache, when the hub cannot be reached. what: weights or tokenizer, and code."""
+    weights, code = what
     for kind in _WEIGHTS if weights else ((),):
-        wanted = ["config.json", *kind, *_TOKENIZER] if weights else list(_TOKENIZER)
+        wanted = ["config.json", *kind, *_TOKENIZER, *(["*.py"] if code else [])] if weights else list(_TOKENIZER)
         try:  # complete, as to these files, or an error
             folder = Path(
                 snapshot_download(
@@ -173,7 +226,7 @@ def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: E
             break
         names = [p.name for p in folder.iterdir() if p.is_file()]
         if not weights or any(fnmatch.fnmatch(n, pattern) for n in names for pattern in kind):
-            files = _choose(names, weights, where)
+            files = _choose(names, weights, where, code)
             return Source(repo, folder.name, {n: (folder / n).resolve().name for n in files}, folder, revision, True)
     raise ModelError(
         f"cannot reach {constants.ENDPOINT} for {where}, and it is not in the cache "
@@ -181,8 +234,8 @@ def _cached(repo: str, revision: str | None, weights: bool, where: str, cause: E
     ) from cause
 
 
-def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
-    """The files that are used: config, tokenizer, and one kind of weights, safetensors before .bin."""
+def _choose(names: Iterable[str], weights: bool, where: str, code: bool) -> list[str]:
+    """The files that are used: config, tokenizer, code if asked for, one kind of weights, safetensors before .bin."""
     present = sorted(n for n in names if "/" not in n)
     chosen = _tokenizer_files(present)
     if not weights:
@@ -191,10 +244,18 @@ def _choose(names: Iterable[str], weights: bool, where: str) -> list[str]:
         return [*[n for n in present if n == "config.json"], *chosen]  # the config steers which class reads them
     if "config.json" not in present:
         raise ModelError(f"{where} holds no config.json, so it is not a model that transformers can load")
-    for patterns in _WEIGHTS:
-        if found := [n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in patterns)]:
-            return ["config.json", *found, *chosen]
-    raise ModelError(f"{where} holds no weights (*.safetensors or pytorch_model*.bin)")
+    found, _ = weight_files(present)
+    if not found:
+        raise ModelError(f"{where} holds no weights (*.safetensors or pytorch_model*.bin)")
+    return ["config.json", *found, *chosen, *[n for n in present if code and n.endswith(".py")]]
+
+
+def weight_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Weights that are read, safetensors where there are some, and those in the other format beside them."""
+    present = sorted(n for n in names if "/" not in n)
+    kinds = [[n for n in present if any(fnmatch.fnmatch(n, pattern) for pattern in kind)] for kind in _WEIGHTS]
+    found = [kind for kind in kinds if kind] or [[]]
+    return found[0], [name for kind in found[1:] for name in kind]
 
 
 def _tokenizer_files(names: Iterable[str]) -> list[str]:

@@ -43,14 +43,14 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     )
 
 
-def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ModelError.
+def load_tokenizer(folder: Path, name: str, remote: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises ModelError. remote: run Python code from its repository.
 
     transformers rebuilds some tokenizers from the class that the model type suggests and then ignores what
     tokenizer.json says of normalization and splitting. Where the two differ, tokenizer.json holds.
     """
     with loading(f"the tokenizer of {name} cannot be loaded from {folder}"):
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
         file = folder / "tokenizer.json"
         if not file.is_file():
             return found

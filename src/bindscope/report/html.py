@@ -174,6 +174,8 @@ def _facts(store: Store, run: RunFile) -> dict[str, Any]:
             "commit": p["identity"]["commit"] or "local",
             "fingerprint": p["identity"]["fingerprint"][:16],
             "check": p["notes"][0].removeprefix("self-check: "),
+            "weights": (unit.weights or "not known")[:16],
+            "flags": "; ".join(unit.flags),
         }
         for unit, p in zip(done, shards, strict=True)
     ]

@@ -1,0 +1,165 @@
+"""Run a study on a Ray cluster: one task per checkpoint. The only file that knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from bindscope.errors import MeasureError, RequestError, StoreError
+from bindscope.execute.ahead import bring, remove
+from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
+from bindscope.execute.unit import Job, Result, attempt, hardware
+from bindscope.records import Prompt
+from bindscope.store import Store
+from bindscope.study import Study
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself, without its warning
+
+try:
+    import ray
+except ImportError as missing:
+    raise RequestError("--ray needs the package ray: pip install 'bindscope[ray]'") from missing
+
+#: Starts a cluster on this machine instead of joining one.
+LOCAL = "local"
+#: How often a checkpoint is tried again after its worker or machine was lost.
+_RETRIES = 3
+#: Seconds in which a cluster answers.
+_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where results go: the run folder, if the worker sees this file in it; else back to the driver."""
+
+    root: Path
+    mark: str
+    threads: int
+    evict: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a worker gives back; shards: name in the run folder -> content, where the worker does not see the folder."""
+
+    result: Result
+    shards: dict[str, bytes]
+
+
+def run(study: Study, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL) -> Outcome:
+    """As `local.run`, with the checkpoints measured side by side by the workers of a cluster.
+
+    A checkpoint takes a GPU if the cluster has any, else as many cores as torch has threads here, so that its numbers
+    are those of a local run. One whose worker is lost is measured by another. Raises RequestError where there is no
+    cluster at `address`.
+    """
+    options = options or Options()
+    mark = f".ray-{uuid4().hex}"
+    with _cluster(address):
+        needs, threads = _needs()
+        sweep = Sweep(
+            study, store, watcher, options, ray.get(ray.remote(hardware).options(**needs).remote(study.dtype))
+        )
+        place, prompts = _Place(store.root.resolve(), mark, threads, options.evict), ray.put(sweep.prompts)
+        task = ray.remote(_unit).options(max_retries=_RETRIES, **needs)
+        store.write_text(mark, "")
+        try:
+            pending = {task.remote(sweep.job(i), prompts, place): i for i in sweep.waiting}
+            while pending:
+                (ready,), _ = ray.wait(list(pending), num_returns=1)
+                _take(sweep, store, pending.pop(ready), ready)
+        finally:
+            (store.root / mark).unlink(missing_ok=True)
+        return sweep.outcome()
+
+
+def _take(sweep: Sweep, store: Store, i: int, ready: Any) -> None:
+    """Hand one result to the sweep; what is wrong with the cluster is the unit's failure, a full disk the run's."""
+    try:
+        found: _Found = ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, StoreError):
+            raise StoreError(str(error.cause)) from error
+        found = _lost(error)
+    except ray.exceptions.RayError as error:
+        found = _lost(error)
+    for name, content in found.shards.items():
+        store.write_bytes(name, content)
+    sweep.watcher.unit(sweep.job(i).ref, sweep.steps(i))
+    sweep.finish(i, found.result)
+
+
+def _lost(error: Exception) -> _Found:
+    told = " ".join(str(error).split())[:300]
+    trace = "".join(traceback.format_exception(error))
+    return _Found(Result(None, MeasureError(f"its worker was lost ({type(error).__name__}: {told})"), trace), {})
+
+
+def _unit(job: Job, prompts: tuple[Prompt, ...], place: _Place) -> _Found:
+    """The task: measure one checkpoint on this worker."""
+    torch.set_num_threads(place.threads)
+    if (place.root / place.mark).is_file():
+        return _Found(_attempt(job, prompts, Store(place.root), place.evict), {})
+    with tempfile.TemporaryDirectory(prefix="bindscope-") as folder:
+        store = Store(folder)
+        result = _attempt(job, prompts, store, place.evict)
+        shards = {p.relative_to(store.root).as_posix(): p.read_bytes() for p in store.root.rglob("*.parquet")}
+        return _Found(result, shards)
+
+
+def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -> Result:
+    """A lost worker may have stored a part already."""
+    left = {name: key for name, key in job.keys.items() if store.fault(job.ref, name, key) is not None}
+    result = attempt(replace(job, keys=left), prompts, store, arrive=lambda: bring(job.sources, store))
+    if evict:
+        remove(job.sources, store)
+    return result
+
+
+def _needs() -> tuple[dict[str, float], int]:
+    """What a task asks of its node, and its threads."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("GPU") for node in nodes):
+        return {"num_cpus": 1, "num_gpus": 1}, 1
+    threads = min(torch.get_num_threads(), int(max(node.get("CPU", 0) for node in nodes)))
+    if threads < 1:
+        raise RequestError("the Ray cluster offers no cores; start its nodes with --num-cpus")
+    return {"num_cpus": threads}, threads
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    options = {} if address != LOCAL else {"include_dashboard": False}
+    _check_reach(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise RequestError(f"there is no Ray cluster at {address}: {told}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reach(address: str) -> None:
+    """Ray itself waits a quarter of an hour for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"there is no Ray cluster at {address}: {error}") from error

@@ -1,0 +1,222 @@
+"""A study on its way: its checkpoints, what must be said of them, what is left to measure, what became of each.
+
+Every way of running a study makes a `Sweep`, measures the jobs it gives, and hands it the results.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol as Interface
+
+from bindscope.errors import BindscopeError, ModelError, RequestError
+from bindscope.execute.unit import REMEDY, Job, Result, twins
+from bindscope.measure.checkpoint import key_parts, steps, tables
+from bindscope.models import disk, fingerprint
+from bindscope.models.files import Sources, identify
+from bindscope.models.fingerprint import Fingerprint
+from bindscope.models.suites import Suite, suite
+from bindscope.records import CheckpointRef, Protocol
+from bindscope.store import RunFile, Store, Unit, result_key
+from bindscope.study import Study
+
+#: Checkpoints that the hub is asked for at a time.
+_ASKED = 8
+
+
+class Watcher(Interface):
+    """Told what happens, for a progress display."""
+
+    def begin(self, units: int) -> None: ...
+    def unit(self, ref: CheckpointRef, steps: int) -> None: ...
+    def progress(self, done: float) -> None: ...
+    def end(self, ref: CheckpointRef, reason: str | None) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """accept: measure checkpoints whose weights are flagged; evict: remove what was downloaded when it is measured."""
+
+    accept: bool = False
+    evict: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: its units in order, and how many were measured now rather than found in the store."""
+
+    units: tuple[Unit, ...]
+    measured: int
+    errors: tuple[BindscopeError, ...]
+
+
+class Sweep:
+    """Raises RequestError, before anything is measured or written, for weights that are flagged and for downloads that
+    do not fit on the disk. A checkpoint that cannot be identified is a failed unit."""
+
+    def __init__(
+        self, study: Study, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
+    ) -> None:
+        self.study, self.store, self.watcher, self.options, self.hardware = study, store, watcher, options, hardware
+        self.prompts = study.build_prompts()
+        self._plan = plan(study)
+        self._units = [Unit(ref, "pending", {}) for ref, _ in self._plan]
+        self._errors: list[BindscopeError] = []
+        self._keys: dict[int, dict[str, str]] = {}
+        self._missing: dict[int, dict[str, str]] = {}
+        self._measured = 0
+        watcher.begin(len(self._plan))
+        self._found = self._identify()
+        self._prints = {i: self._print(i) for i in self._found}
+        self._flags = self._survey()
+        self._look_up()
+        disk.check_room([disk.size(self._found[i]) for i in self._missing], options.evict)
+        self._settle()
+
+    def _identify(self) -> dict[int, Sources]:
+        """Every checkpoint, resolved; those that cannot be are failed already."""
+
+        def one(ref: CheckpointRef) -> Sources | BindscopeError:
+            try:
+                return identify(ref, code=ref.repo in self.study.trusted())
+            except BindscopeError as error:
+                return error
+
+        with ThreadPoolExecutor(_ASKED) as pool:
+            found = dict(enumerate(pool.map(one, [ref for ref, _ in self._plan])))
+        self._unknown = {i: error for i, error in found.items() if isinstance(error, BindscopeError)}
+        return {i: sources for i, sources in found.items() if isinstance(sources, Sources)}
+
+    def _print(self, i: int) -> Fingerprint:
+        weights = self._found[i].weights
+        content = self._found[i].identity.fingerprint
+        try:
+            return fingerprint.fingerprint(self._plan[i][0], weights, content, compute=weights.commit is None)
+        except ModelError:  # a file that cannot be read fails its own unit, when it is loaded
+            return fingerprint.fingerprint(self._plan[i][0], weights, content)
+
+    def _survey(self) -> list[fingerprint.Flag]:
+        prints = list(self._prints.values())
+        found = [*fingerprint.flags(prints), *fingerprint.moved(prints, self.store.commits())]
+        for i, known in self._prints.items():
+            if known.commit is None and known.tensors:
+                found += fingerprint.formats(self._plan[i][0], self._found[i].weights)
+        if found and not self.options.accept:
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            raise RequestError(f"{'; '.join(flag.text for flag in found[:3])}{more}; {REMEDY}")
+        return found
+
+    def _look_up(self) -> None:
+        """What the store holds already."""
+        for i, sources in self._found.items():
+            ref, protocol = self._plan[i]
+            for note in sources.notes:
+                self.watcher.note(note)
+            device, dtype = self.hardware
+            keys = {
+                name: result_key(sources.identity, dtype, device, *key_parts(name, self.prompts, protocol))
+                for name in tables(self.study.measures)
+            }
+            faults = {name: self.store.fault(ref, name, key) for name, key in keys.items()}
+            for fault in filter(None, faults.values()):
+                self.watcher.note(fault)
+            self._keys[i] = keys
+            if missing := {name: keys[name] for name, fault in faults.items() if fault is not None}:
+                self._missing[i] = missing
+
+    def _settle(self) -> None:
+        """Close the units that need no work."""
+        for i, (ref, _) in enumerate(self._plan):
+            if i in self._unknown:
+                self.watcher.unit(ref, 0)
+                self._fail(
+                    i, Result(None, self._unknown[i], f"{type(self._unknown[i]).__name__}: {self._unknown[i]}\n")
+                )
+            elif i not in self._missing:
+                self.watcher.unit(ref, 0)
+                self._done(i)
+        self._record()
+
+    @property
+    def waiting(self) -> list[int]:
+        """Units to be measured, in order."""
+        return list(self._missing)
+
+    def sources(self, i: int) -> Sources:
+        return self._found[i]
+
+    def steps(self, i: int) -> int:
+        """How often measuring the unit reports progress."""
+        return steps(self._missing[i], self.prompts, self._plan[i][1])
+
+    def job(self, i: int) -> Job:
+        ref, protocol = self._plan[i]
+        return Job(
+            ref,
+            protocol,
+            self._found[i],
+            self.study.dtype,
+            self.hardware,
+            self._missing[i],
+            self._suite(i),
+            self._said(i),
+            self.options.accept,
+            ref.repo in self.study.trusted(),
+        )
+
+    def _suite(self, i: int) -> tuple[Fingerprint, ...]:
+        return tuple(p for p in self._prints.values() if p.ref.suite == self._plan[i][0].suite)
+
+    def _said(self, i: int) -> tuple[str, ...]:
+        return tuple(flag.text for flag in self._flags if self._plan[i][0] in flag.refs)
+
+    def finish(self, i: int, result: Result) -> None:
+        """Take the result of a job, and write down how the run stands."""
+        if result.weights is not None:
+            self._prints[i] = result.weights
+            # Workers that run side by side do not see each other's tensors.
+            late = [text for text in twins(self._suite(i), result.weights) if text not in self._said(i)]
+            self._flags += [flag for flag in fingerprint.flags(self._suite(i)) if flag.text in late]
+            if late and not self.options.accept:
+                result = Result(None, ModelError(f"{late[0]}; {REMEDY}"), f"{late[0]}\n")
+        if result.error is not None:
+            self._fail(i, result)
+        else:
+            self._measured += 1
+            self._done(i)
+        self._record()
+
+    def _done(self, i: int) -> None:
+        ref = self._plan[i][0]
+        self._units[i] = Unit(ref, "done", self._keys[i])
+        (self.store.root / self.store.note(ref, "failures")).unlink(missing_ok=True)
+        self.watcher.end(ref, None)
+
+    def _fail(self, i: int, result: Result) -> None:
+        assert result.error is not None
+        ref = self._plan[i][0]
+        file = self.store.note(ref, "failures")
+        self.store.write_text(file, result.traceback)
+        self._errors.append(result.error)
+        self._units[i] = Unit(ref, "failed", {}, str(result.error), file)
+        self.watcher.end(ref, str(result.error))
+
+    def _record(self) -> None:
+        for i, known in self._prints.items():
+            self._units[i] = replace(self._units[i], weights=known.weights, flags=self._said(i))
+        self.store.write_run(RunFile(self.study.model_dump(mode="json"), tuple(self._units)))
+
+    def outcome(self) -> Outcome:
+        return Outcome(tuple(self._units), self._measured, tuple(self._errors))
+
+
+def plan(study: Study) -> list[tuple[CheckpointRef, Protocol]]:
+    """Checkpoints in order, each once. Raises RequestError where two different suites go by one name."""
+    suites: dict[str, Suite] = {}
+    for asked in study.suites:
+        found = suite(asked)
+        if (known := suites.setdefault(found.name, found)) != found:
+            places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
+            raise RequestError(f"two suites are called {found.name!r} ({places}); rename one of the folders")
+    return [(ref, study.protocol_of(found.bos)) for found in suites.values() for ref in found.checkpoints]

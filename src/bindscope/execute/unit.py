@@ -1,0 +1,186 @@
+"""One checkpoint of a study: the function that the local loop and Ray's workers call alike."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError, StoreError
+from bindscope.measure.attention import NAME
+from bindscope.measure.checkpoint import EDITED, READ, measure
+from bindscope.measure.memory import out_of_memory
+from bindscope.measure.selfcheck import SelfCheck
+from bindscope.models import fingerprint
+from bindscope.models.files import Sources, fetch
+from bindscope.models.fingerprint import Fingerprint
+from bindscope.models.load import Loaded, load, pick_device, pick_dtype
+from bindscope.records import CheckpointRef, Dtype, Identity, Prompt, Protocol, Provenance
+from bindscope.store import Store
+
+#: What a run says to whoever wants to go on although weights are flagged.
+REMEDY = "--accept-flags measures them all the same, and the results carry the flags"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to be measured, with all that this needs beside prompts and a store.
+
+    keys: the tables that are missing -> their result keys; hardware: device and dtype that the keys were made for;
+    suite: what is known of the weights of its suite, its own among them; flags: what the results must say; accept:
+    measure it whatever its weights turn out to be; remote: run code from its repository.
+    """
+
+    ref: CheckpointRef
+    protocol: Protocol
+    sources: Sources
+    dtype: Dtype
+    hardware: tuple[str, str]
+    keys: dict[str, str]
+    suite: tuple[Fingerprint, ...]
+    flags: tuple[str, ...]
+    accept: bool
+    remote: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job: the fingerprint of its weights, or the error, with its traceback."""
+
+    weights: Fingerprint | None
+    error: BindscopeError | None = None
+    traceback: str = ""
+
+
+def hardware(dtype: Dtype) -> tuple[str, str]:
+    """Device kind and dtype that results are made with on this machine: part of their keys."""
+    device = pick_device()
+    return device, str(pick_dtype(dtype, device)).removeprefix("torch.")
+
+
+def attempt(
+    job: Job,
+    prompts: Sequence[Prompt],
+    store: Store,
+    progress: Callable[[float], None] | None = None,
+    arrive: Callable[[], None] | None = None,
+) -> Result:
+    """Measure a checkpoint and store what is missing, a pass after the other, so that a later fault loses nothing.
+
+    arrive: waits for its files, where they are downloaded elsewhere. Whatever goes wrong with the checkpoint is in the
+    result; StoreError is raised, since nothing could be kept.
+    """
+    try:
+        if arrive is not None:
+            arrive()
+        return Result(_measure(job, prompts, store, progress))
+    except StoreError:
+        raise
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        kind = RequestError if isinstance(error, RequestError) else MeasureError
+        told = str(error) if isinstance(error, BindscopeError) else f"unexpected {type(error).__name__}: {error}"
+        if out_of_memory(error):
+            told = f"there is no memory for a single prompt ({error}); use a larger device, or a shorter dtype"
+        return Result(None, kind(" ".join(told.split())), trace)
+
+
+def _measure(
+    job: Job, prompts: Sequence[Prompt], store: Store, progress: Callable[[float], None] | None
+) -> Fingerprint | None:
+    if (found := hardware(job.dtype)) != job.hardware:
+        raise MeasureError(
+            f"{platform.node()} computes on {' in '.join(found)}, and the run was planned for "
+            f"{' in '.join(job.hardware)}; give it machines of one kind"
+        )
+    for source in (job.sources.weights, job.sources.tokenizer):
+        fetch(source)
+    mine = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
+    flags = tuple(dict.fromkeys((*job.flags, *twins(job.suite, mine))))
+    if len(flags) > len(job.flags) and not job.accept:
+        raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
+    if not job.keys:
+        return mine
+    loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, sources=job.sources, remote=job.remote)
+    together = (READ, EDITED)
+    passes = [[name for name in group if name in job.keys] for group in together]
+    passes[1:1] = [[name] for name in job.keys if not any(name in group for group in together)]
+    for names in filter(None, passes):
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        parts = store.parts(job.ref, job.keys["ablation"]) if "ablation" in names else None
+        results, check = measure(loaded, prompts, job.protocol, names, progress, parts)
+        notes = (*job.sources.notes, *loaded.notes, *flags)
+        seconds = time.monotonic() - clock
+        made = provenance(loaded, job.sources.identity, notes, job.protocol, check, started, seconds)
+        for result in results:
+            store.write(job.ref, job.keys[result.measure], result, replace(made, notes=(*made.notes, *result.notes)))
+        if parts is not None:
+            parts.clear()
+    return mine
+
+
+def twins(suite: Sequence[Fingerprint], mine: Fingerprint) -> list[str]:
+    """What is to be said of a checkpoint whose tensors are known now, beside the others of its suite."""
+    known = [mine if other.ref == mine.ref else other for other in suite]
+    return [flag.text for flag in fingerprint.flags(known) if mine.ref in flag.refs]
+
+
+def provenance(
+    loaded: Loaded,
+    identity: Identity,
+    notes: tuple[str, ...],
+    protocol: Protocol,
+    check: SelfCheck,
+    started: str,
+    seconds: float,
+) -> Provenance:
+    """How a shard comes to be, to be written beside it."""
+    commit, dirty = _git()
+    return Provenance(
+        versions=versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+        device=loaded.device.type,
+        dtype=loaded.dtype,
+        bos=loaded.bos,
+        attention=f"{NAME} ({'packed rows' if check.packed else 'shared cache'})",
+        identity=identity,
+        checkpoint=loaded.ref,
+        protocol=protocol,
+        started=started,
+        seconds=round(seconds, 3),
+        notes=(
+            f"self-check: rows within {check.rows:.1e} and logits within {check.logits:.1e} of eager attention",
+            *notes,
+        ),
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computes: recorded with every result."""
+    libraries = ("bindscope", "torch", "transformers", "tokenizers", "numpy")
+    return {name: version(name) for name in libraries} | {"python": platform.python_version()}
+
+
+@cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the bindscope that runs, and whether its tree differs from it; None outside a checkout of its own."""
+    here = Path(__file__).resolve().parents[3]
+    if not (here / ".git").exists():
+        return None, None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

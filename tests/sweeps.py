@@ -1,0 +1,71 @@
+"""Small sweeps for tests: suites of random checkpoints, in a folder or on a hub, and a study of two prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import models
+from bindscope.cli import main
+from bindscope.models import suites
+from bindscope.store import TABLES, Store
+
+REPO = "lab/suite"
+_PROMPTS = [
+    {"term": "alt text", "task": "recognition", "template": "For an image, alt text is",
+     "choices": ["a text that stands for the image", "a heading", "a link"], "answer_idx": 0, "prompt_id": "r1"},
+    {"term": "skip link", "task": "recognition", "template": "At the top of a page, a skip link leads to",
+     "choices": ["the menu", "the main part of the page", "a form"], "answer_idx": 1, "prompt_id": "r1"},
+]  # fmt: skip
+
+
+def checkpoints(folder: Path, words: PreTrainedTokenizerFast, steps: Iterable[int]) -> dict[str, Path]:
+    """Random GPT-NeoX models, each with its tokenizer: "stepN" -> folder."""
+    return {f"step{n}": models.save(folder / f"step{n}", words, seed=n, num_hidden_layers=2) for n in steps}
+
+
+def catalogue(monkeypatch: pytest.MonkeyPatch, steps: Iterable[int], name: str = "lab", repo: str = REPO) -> None:
+    """Put a suite of hub revisions called stepN into the catalogue."""
+    row = {"repo": repo, "bos": "on", "revisions": [[f"step{n}", n] for n in steps]}
+    rows = dict(suites._rows()) | {name: row}
+    monkeypatch.setattr(suites, "_rows", lambda: rows)
+
+
+def study(folder: Path, suite: str | list[str], **changes: object) -> str:
+    """A study file of two prompts."""
+    folder.mkdir(exist_ok=True)
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS))
+    asked = {"name": "s", "suites": suite, "prompts": "prompts.jsonl", "bos": "on"} | changes
+    (folder / "study.yaml").write_text(json.dumps(asked))
+    return str(folder / "study.yaml")
+
+
+def run(study: str, out: Path, *options: str) -> int:
+    return main(["run", study, "--out", str(out), *options])
+
+
+def tables(out: Path) -> dict[str, pd.DataFrame]:
+    """All that was measured, without how and when."""
+    store = Store(out, create=False)
+    return {name: store.read(name) for name in TABLES}
+
+
+def same(a: dict[str, pd.DataFrame], b: dict[str, pd.DataFrame]) -> None:
+    """Equal to the last bit."""
+    assert not a["binding"].empty
+    for name, frame in a.items():
+        pd.testing.assert_frame_equal(frame, b[name], check_exact=True)
+
+
+def shards(out: Path) -> dict[str, tuple[int, int]]:
+    """Every shard, and what changes when it is written again."""
+    found = {}
+    for path in out.rglob("*.parquet"):
+        stat = path.stat()
+        found[str(path.relative_to(out))] = (stat.st_ino, stat.st_mtime_ns)
+    return found

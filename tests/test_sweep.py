@@ -1,0 +1,273 @@
+"""Sweeps over a hub's revisions: downloads ahead, eviction, room, failures that stay with their unit, two at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+import models
+import sweeps
+from bindscope.execute import unit
+from bindscope.execute.ahead import Ahead
+from bindscope.models import disk
+from bindscope.models.files import Stopped, identify
+from bindscope.records import CheckpointRef
+from bindscope.store import Store
+from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
+
+STEPS = (0, 10, 20)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINDSCOPE_CACHE", str(tmp_path / "bindscope-cache"))
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast) -> dict[str, Path]:
+    return sweeps.checkpoints(tmp_path_factory.mktemp("steps"), words, STEPS)
+
+
+@pytest.fixture
+def study(tmp_path: Path, hub: Hub, steps: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A study of three revisions on the hub."""
+    hub.add(sweeps.REPO, steps)
+    sweeps.catalogue(monkeypatch, STEPS)
+    return sweeps.study(tmp_path / "study", "lab")
+
+
+def _cached() -> dict[str, set[str]]:
+    """Repository -> commits of which the hub's cache holds a snapshot."""
+    return {repo.repo_id: {r.commit_hash for r in repo.revisions} for repo in scan_cache_dir().repos}
+
+
+def test_the_next_checkpoint_arrives_while_this_one_is_measured(
+    tmp_path: Path, hub: Hub, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than one ahead: while a checkpoint is measured the next is there, and the one after it is not."""
+    seen: list[set[str]] = []
+    load = unit.load
+
+    def watching(*args: object, **kwargs: object) -> object:
+        deadline = time.monotonic() + 20
+        while len(_asked(hub)) < min(len(seen) + 2, 3) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(_asked(hub))
+        return load(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unit, "load", watching)
+    assert sweeps.run(study, tmp_path / "out") == 0
+    commits = [hub.commit(sweeps.REPO, f"step{n}") for n in STEPS]
+    assert seen == [set(commits[:2]), set(commits), set(commits)]
+
+
+def _asked(hub: Hub) -> set[str]:
+    return {r.path.split("/")[4] for r in hub.asked("GET /lab/suite/resolve/") if "safetensors" in r.path}
+
+
+def test_a_download_that_fails_fails_its_own_unit(
+    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail(f"GET /{sweeps.REPO}/resolve/{hub.commit(sweeps.REPO, 'step10')}/model", times=1000, status=403)
+    out = tmp_path / "out"
+    assert sweeps.run(study, out) == 1
+    assert "step 10 failed: downloading lab/suite" in capsys.readouterr().err
+    assert [u.status for u in Store(out).read_run().units] == ["done", "failed", "done"]
+    kept = sweeps.shards(out)
+    hub.heal()
+    assert sweeps.run(study, out) == 0
+    assert sweeps.shards(out).items() > kept.items()
+
+
+def test_evict_removes_what_the_run_downloaded_and_nothing_else(
+    tmp_path: Path, hub: Hub, steps: dict[str, Path], study: str
+) -> None:
+    mine, other = hub.commit(sweeps.REPO, "step10"), hub.commit(sweeps.REPO, "step20")
+    snapshot_download(sweeps.REPO, revision=other)  # another program's
+    hub.add("lab/other", {"main": steps["step0"]})  # the same blobs in another repository
+    snapshot_download("lab/other")
+    hub.requests.clear()
+    out = tmp_path / "out"
+    assert sweeps.run(study, out, "--evict") == 0
+    assert _cached() == {sweeps.REPO: {other}, "lab/other": {hub.commit("lab/other")}}
+    snapshot = Path(snapshot_download(sweeps.REPO, revision=other, local_files_only=True))
+    for name in ("model.safetensors", "tokenizer.json"):  # the tokenizer was shared with the revisions that went
+        assert (snapshot / name).read_bytes() == (steps["step20"] / name).read_bytes()
+    blobs = Path(constants.HF_HUB_CACHE) / "models--lab--suite" / "blobs"
+    assert {b.name for b in blobs.iterdir()} == {p.resolve().name for p in snapshot.iterdir()}
+    assert not list((out / "downloads").iterdir())
+    assert hub.fetched().count("model.safetensors") == 2
+    assert sweeps.run(study, out, "--evict") == 0  # nothing is downloaded again for what is in the store
+    assert hub.fetched().count("model.safetensors") == 2
+    assert mine not in _cached()[sweeps.REPO]
+
+
+def test_evict_leaves_a_revision_to_which_somebody_has_added(tmp_path: Path, hub: Hub, study: str) -> None:
+    ref = CheckpointRef("lab", sweeps.REPO, "step0", 0)
+    sources = identify(ref)
+    store = Store(tmp_path / "out")
+    with Ahead(store) as ahead:
+        ahead.bring(sources).result()
+        folder = Path(snapshot_download(sweeps.REPO, revision=sources.weights.commit))
+        (folder / "notes.txt").write_text("another program's")
+        ahead.remove(sources).result()
+    assert (folder / "model.safetensors").is_file()
+    assert disk.evict(sources.weights) is False
+    for name in ("notes.txt", "generation_config.json"):  # of no use to us, but the other program fetched it
+        (folder / name).unlink()
+    assert disk.evict(sources.weights) is True
+    assert not folder.exists()
+
+
+def test_evict_takes_what_an_interrupted_run_left(tmp_path: Path, hub: Hub, study: str) -> None:
+    """The run folder remembers what was its own download."""
+    hub.fail("/model.safetensors", status=403, times=1000)
+    out = tmp_path / "out"
+    assert sweeps.run(study, out, "--evict") == 2
+    assert _cached()[sweeps.REPO]
+    hub.heal()
+    assert sweeps.run(study, out, "--evict") == 0
+    assert not _cached().get(sweeps.REPO)
+
+
+def test_leaving_gives_up_the_download_in_work(
+    tmp_path: Path, hub: Hub, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = identify(CheckpointRef("lab", sweeps.REPO, "step0", 0))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.trickle("model.safetensors", bytes_at_a_time=1000, seconds=0.05)
+    ahead = Ahead(Store(tmp_path / "out"))
+    coming = ahead.bring(sources)
+    deadline = time.monotonic() + 20
+    while "model.safetensors" not in hub.fetched() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ahead.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert isinstance(coming.exception(timeout=60), Stopped)
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
+
+
+def test_slow_bytes_are_waited_for(tmp_path: Path, hub: Hub, study: str) -> None:
+    hub.trickle("model.safetensors", bytes_at_a_time=40_000, seconds=0.05)
+    assert sweeps.run(study, tmp_path / "out") == 0
+
+
+def test_room_is_looked_for_before_anything_is_downloaded(
+    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = disk.size(identify(CheckpointRef("lab", sweeps.REPO, "step0", 0)))
+    assert size > 100_000
+    usage = shutil.disk_usage(tmp_path)._replace(free=int(2.5 * size))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    out = tmp_path / "out"
+    assert sweeps.run(study, out) == 2
+    said = capsys.readouterr().err
+    for word in (disk.told(3 * size), disk.told(usage.free), disk.told(2 * size), "--evict", constants.HF_HUB_CACHE):
+        assert word in said
+    assert not hub.fetched()
+    assert sweeps.run(study, out, "--evict") == 0
+    assert not _cached().get(sweeps.REPO)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+    assert sweeps.run(study, tmp_path / "other", "--evict") == 2
+    assert "HF_HUB_CACHE" in capsys.readouterr().err
+
+
+def test_bytes_are_told_in_their_unit() -> None:
+    assert [disk.told(n) for n in (0, 999, 1500, 2_000_000, 11_300_000_000, 5 * 10**15)] == [
+        "0 B", "999 B", "1.5 kB", "2.0 MB", "11.3 GB", "5000.0 TB",
+    ]  # fmt: skip
+
+
+def test_an_error_that_nobody_foresaw_stays_with_its_unit(
+    tmp_path: Path, study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = unit.measure
+
+    def broken(loaded: object, *args: object, **kwargs: object) -> object:
+        if loaded.ref.step == 10:  # type: ignore[attr-defined]
+            raise ZeroDivisionError("by accident")
+        return measure(loaded, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unit, "measure", broken)
+    out = tmp_path / "out"
+    assert sweeps.run(study, out) == 1
+    assert "unexpected ZeroDivisionError: by accident" in capsys.readouterr().out
+    failed = Store(out).read_run().units[1]
+    assert failed.status == "failed"
+    assert failed.traceback == "failures/lab-step10.txt"
+    assert 'raise ZeroDivisionError("by accident")' in (out / failed.traceback).read_text()
+    assert "by accident" in (out / "report.html").read_text()
+
+
+def test_only_what_failed_is_tried_again(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    suite = tmp_path / "suite"
+    for n in STEPS:
+        models.save(suite / f"checkpoint-{n}", words, seed=n)
+    path = suite / "checkpoint-10" / "model.safetensors"
+    whole, tensors = path.read_bytes(), load_file(path)
+    tensors["gpt_neox.final_layer_norm.bias"][0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", str(suite))
+    assert sweeps.run(study, out) == 1
+    trace = out / str(Store(out).read_run().units[1].traceback)
+    assert "not finite" in trace.read_text()
+    kept = sweeps.shards(out)
+    path.write_bytes(whole)
+    assert sweeps.run(study, out) == 0
+    assert not trace.exists()
+    assert sweeps.shards(out).items() > kept.items()
+    assert Store(out).read_run().units[1].traceback is None
+
+
+def test_more_models_and_steps_extend_a_run(
+    tmp_path: Path, words: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, n in ((one, 0), (two, 1)):
+        models.save(folder / f"checkpoint-{n}", words, seed=n)
+    out = tmp_path / "out"
+    assert sweeps.run(sweeps.study(tmp_path / "study", str(one)), out) == 0
+    kept = sweeps.shards(out)
+    models.save(one / "checkpoint-5", words, seed=5)
+    capsys.readouterr()
+    assert sweeps.run(sweeps.study(tmp_path / "study", [str(one), str(two)]), out) == 0
+    assert "2 measured, 1 found in the store" in capsys.readouterr().out
+    assert len(sweeps.shards(out)) == 3 * len(kept)
+    assert sweeps.shards(out).items() > kept.items()
+    steps = Store(out).read("binding")[["suite", "step"]].drop_duplicates().to_numpy().tolist()
+    assert steps == [["one", 0], ["one", 5], ["two", 1]]
+
+
+def test_two_processes_on_one_folder(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    """One of them is refused, whichever comes second, and what the other writes is whole."""
+    suite = tmp_path / "suite"
+    for n in range(3):
+        models.save(suite / f"checkpoint-{n}", words, seed=n)
+    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", str(suite))
+    command = [sys.executable, "-m", "bindscope", "run", study, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
+    codes = sorted(code for _, code in ends)
+    assert codes == [0, 2], ends
+    (refused,) = [text for text, code in ends if code == 2]
+    assert refused.strip() == f"bindscope: another run is writing to {out}; wait for it or take another folder"
+    assert sweeps.run(study, tmp_path / "alone") == 0
+    sweeps.same(sweeps.tables(out), sweeps.tables(tmp_path / "alone"))
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    torn = store.root / "shards" / ".binding.parquet.0123.tmp"
+    torn.write_bytes(b"half")
+    with store.lock():
+        assert not torn.exists()
