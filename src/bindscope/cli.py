@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
@@ -34,17 +35,36 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 
-@app.command()
+class _OfStudies(TyperCommand):
+    """A command that takes a study; its help lists those that are built in."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from bindscope import study
+
+        with formatter.section("Studies"):
+            formatter.write_dl([(name, study.load(name).about) for name in study.names()])
+
+
+_Study = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
+_Protocol = Annotated[
+    Literal["published", "controlled"] | None, typer.Option(help="In place of the study's own protocol.")
+]
+_Suites = Annotated[list[str] | None, typer.Option(help="In place of the study's own suites; repeat for several.")]
+
+
+@app.command(cls=_OfStudies)
 def run(
-    study: Annotated[str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")],
+    study: _Study,
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
+    protocol: _Protocol = None,
+    suites: _Suites = None,
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
     from bindscope.display import Progress, outcome
-    from bindscope.models.suites import suite as suites_of
+    from bindscope.models.suites import suites as suites_of
 
-    wanted = studies.load(study)
+    wanted = studies.changed(studies.load(study), protocol, suites or ())
     wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
     for name in wanted.suites:
         suites_of(name)
@@ -147,11 +167,22 @@ def audit(
 
 
 @app.command()
-def suites() -> None:
-    """The catalogue of checkpoint suites."""
-    from bindscope.display import catalogue
+def suites(
+    name: Annotated[str | None, typer.Argument(help="One suite, in full: its revisions, size, known faults.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """The catalogue of checkpoint suites, or one suite (by name, YAML file, folder or hub id)."""
+    from bindscope.listing import catalogue, page
+    from bindscope.models.suites import catalogued
+    from bindscope.models.suites import suites as suites_of
 
-    catalogue()
+    found = catalogued() if name is None else suites_of(name)
+    if as_json:
+        print(json.dumps([s.plain() for s in found], ensure_ascii=False, indent=1))
+    elif name is None:
+        catalogue(found)
+    else:
+        page(found)
 
 
 @app.command()

@@ -12,7 +12,6 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -254,31 +253,6 @@ def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> Non
 def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
     strings = "|".join(s.replace(" ", "\u00b7") for s in row[f"{form}_strings"])
     return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
-
-
-def catalogue() -> None:
-    """The suites, a line each, with their note below."""
-    from bindscope.errors import BindscopeError
-    from bindscope.models.suites import names, suite
-
-    for name in names():
-        try:
-            found = suite(name)
-        except BindscopeError as error:
-            _OUT.print(f"{name:<22}not installed", markup=False)
-            note = str(error)
-        else:
-            n = len(found.checkpoints)
-            _OUT.print(
-                f"{name:<22}{n:>3} checkpoint{'s' if n > 1 else ' '}  {_home(found.checkpoints[-1])}", markup=False
-            )
-            note = found.note
-        if note:
-            _OUT.print(Padding(escape(note), (0, 0, 0, 4)))
-
-
-def _home(ref: CheckpointRef) -> str:
-    return "on this machine" if Path(ref.repo).exists() else ref.repo
 
 
 def findings(found: Sequence[Finding]) -> bool:

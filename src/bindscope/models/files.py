@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
@@ -44,7 +44,10 @@ _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("pytorch_model*.bin"
 
 @dataclass(frozen=True)
 class Source:
-    """One repository or folder, with the files that are used of it (name -> content hash)."""
+    """One repository or folder, with the files that are used of it (name -> content hash).
+
+    sizes: bytes of a file, where the hub says.
+    """
 
     repo: str
     commit: str | None
@@ -52,6 +55,18 @@ class Source:
     folder: Path | None
     revision: str | None = None
     from_cache: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def folder_of(self, names: Iterable[str]) -> Path | None:
+        """The folder on this machine that holds all of these files, in the hub's cache or elsewhere; None if none."""
+        if self.folder is not None:
+            return self.folder
+        found = [try_to_load_from_cache(self.repo, name, revision=self.commit) for name in names]
+        return Path(str(found[0])).parent if found and all(isinstance(f, str) for f in found) else None
+
+    def absent(self) -> list[str]:
+        """Files that `fetch` would download."""
+        return [n for n in self.files if self.folder_of([n]) is None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,9 @@ def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool) 
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         hashes = {s.rfilename: s.lfs.sha256 if s.lfs else str(s.blob_id) for s in info.siblings or []}
-        return Source(repo, info.sha, {name: hashes[name] for name in _choose(hashes, weights, where)}, None, revision)
+        used = {name: hashes[name] for name in _choose(hashes, weights, where)}
+        sizes = {s.rfilename: s.size for s in info.siblings or [] if s.size is not None}
+        return Source(repo, info.sha, used, None, revision, sizes=sizes)
     except RevisionNotFoundError as error:
         raise ModelError(f"{repo} has no revision {revision!r} on {constants.ENDPOINT}; {_branches(repo)}") from error
     except GatedRepoError as error:
