@@ -299,4 +299,5 @@ def _beside(study: Study, base: Path) -> Study:
         tuple(str(base / name) if _is_file(name) else name for name in found) for found in (study.terms, study.controls)
     )
     prompts = None if study.prompts is None else base / study.prompts
-    return study.model_copy(update={"suites": suites, "terms": terms, "controls": controls, "prompts": prompts})
+    placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts}
+    return study.model_copy(update={name: placed[name] for name in placed if name in study.model_fields_set})
