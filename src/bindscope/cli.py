@@ -185,6 +185,34 @@ def suites(
         page(found)
 
 
+@app.command(cls=_OfStudies)
+def plan(
+    study: _Study,
+    protocol: _Protocol = None,
+    suites: _Suites = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub: sizes come from cache and catalogue.")
+    ] = False,
+    probe: Annotated[bool, typer.Option(help="Time two prompts on a checkpoint of each suite that is here.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What a study would cost: checkpoints, prompts, downloads, disk, memory, time. Nothing is run."""
+    from bindscope import study as studies
+
+    wanted = studies.changed(studies.load(study), protocol, suites or ())
+    wanted.build_prompts()
+    from bindscope.display import waiting
+    from bindscope.execute.plan import plan as compute
+    from bindscope.listing import cost
+
+    with waiting("asking the hub and timing two prompts"):
+        found = compute(wanted, offline=offline, probe=probe)
+    if as_json:
+        print(json.dumps(asdict(found) | {"download": found.download, "seconds": found.seconds}, indent=1))
+    else:
+        cost(found)
+
+
 @app.command()
 def analyse(
     folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.table import Table
 
 from bindscope.models.suites import Suite
 from bindscope.records import CheckpointRef
+
+if TYPE_CHECKING:
+    from bindscope.execute.plan import Cost, Plan
 
 _OUT = Console(highlight=False)
 
@@ -50,6 +54,59 @@ def page(suites: Sequence[Suite]) -> None:
             step = "?" if ref.step is None else f"{ref.step:,}"
             table.add_row(escape(f"  {_label(ref)}"), step, short(ref.tokens))
         _OUT.print(table)
+
+
+def cost(plan: Plan) -> None:
+    """What a study would cost: the whole, a line for each suite, and why something is missing."""
+    prompts = ", ".join(f"{n:,} {what}" for what, n in plan.prompts.items())
+    checkpoints = sum(c.checkpoints for c in plan.suites)
+    _OUT.print(f"[bold]{escape(plan.study)}[/bold], {plan.protocol}: {plan.terms} terms; prompts: {prompts}")
+    _OUT.print(f"{plan.units:,} units: {checkpoints} checkpoints x {', '.join(plan.tables)}\n", markup=False)
+    line = "{:<25}{:>11}{:>6}{:>10}{:>9}{:>9}{:>18}{:>9}".format
+    _OUT.print(
+        line("suite", "checkpoints", "here", "download", "read", "written", "memory", "time"),
+        markup=False,
+        soft_wrap=True,
+    )
+    why: dict[str, list[str]] = {}
+    for c in plan.suites:
+        _OUT.print(line(c.suite, c.checkpoints, c.at_hand, *_amounts(c)), markup=False, soft_wrap=True)
+        for reason in c.reasons:
+            why.setdefault(reason, []).append(c.suite)
+    for reason, suites in why.items():
+        _OUT.print(f"Missing of {', '.join(suites)}: {reason}.", markup=False, soft_wrap=True)
+    need = "unknown" if plan.download is None else told(plan.download)
+    room = "" if plan.download is None or plan.download <= plan.free else "; not all of them at a time"
+    _OUT.print(
+        f"\nDisk: {need} to download, {told(plan.free)} free in {plan.cache}{room}.", markup=False, soft_wrap=True
+    )
+    if plan.seconds is not None:
+        where = f"{plan.device}, {plan.dtype}"
+        _OUT.print(f"Time: about {duration(plan.seconds)} on this machine ({where}), downloads not counted.")
+    _OUT.print(
+        "read, written: tokens of each checkpoint, written ones at most. memory: weights + a batch, by their shapes. "
+        "time: of all checkpoints, from two prompts timed on one. ~: the catalogue's parameters times their bytes."
+    )
+
+
+def _amounts(c: Cost) -> tuple[str, str, str, str, str]:
+    size = "?" if c.download is None else f"{'~' if c.by == 'catalogue' else ''}{told(c.download)}"
+    read, written = ("?", "?") if c.work is None else (short(c.work.read), short(c.work.written))
+    held = " + ".join("?" if n is None else told(n) for n in (c.memory.weights, c.memory.batch))
+    return size, read, written, held, "?" if c.seconds is None else duration(c.seconds)
+
+
+def told(size: int) -> str:
+    """Bytes for people."""
+    return f"{short(size).replace('B', 'G')}B" if size >= 1000 else f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """Two digits, in the unit that fits."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _facts(suite: Suite) -> Iterator[tuple[str, str]]:
