@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bindscope.errors import BindscopeError, ModelError
@@ -164,6 +165,11 @@ def _away(known: Known) -> bool:
     return known is not None and known.__cause__ is not None and not isinstance(known.__cause__, _DENIED)
 
 
+def _blob(repo: str, content: str) -> Path:
+    """Where the hub's cache keeps a file, under the hash that the hub gives; revisions share it."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / content
+
+
 @dataclass(frozen=True)
 class _Suite:
     """What the cost of a suite follows from."""
@@ -203,7 +209,8 @@ class _Suite:
         """What has to be downloaded: repository and content of a file -> bytes; None where that is not known."""
         if isinstance(known, Sources):
             both = (known.weights, known.tokenizer)
-            return {(s.repo, s.files[name]): s.sizes.get(name, 0) for s in both for name in s.absent()}
+            missing = {(s.repo, s.files[name]): s.sizes.get(name, 0) for s in both for name in s.absent()}
+            return {blob: size for blob, size in missing.items() if not _blob(*blob).exists()}
         if known is None or not _away(known):
             return {}
         if self.row is None or self.row.parameters is None or self.row.dtype is None:

@@ -84,7 +84,7 @@ class Row(BaseModel):
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
             raise ValueError(f"the revision {twice!r} is there twice")
         steps = [revision.step for revision in value if revision.step is not None]
-        if early := next((b for a, b in pairwise(steps) if b <= a), None):
+        if (early := next((b for a, b in pairwise(steps) if b <= a), None)) is not None:
             raise ValueError(f"step {early} stands behind a later one; revisions are listed in training order")
         return value
 
