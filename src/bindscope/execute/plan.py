@@ -23,9 +23,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bindscope.errors import BindscopeError, ModelError
 from bindscope.execute.local import _plan
-from bindscope.execute.work import Work, items, rates, work
+from bindscope.execute.work import Work, rates, work
 from bindscope.measure.checkpoint import tables
 from bindscope.measure.generation import BATCH_TOKENS
+from bindscope.measure.prepare import tokenized
 from bindscope.models.files import Sources, fetch, identify
 from bindscope.models.load import load, pick_device, pick_dtype
 from bindscope.models.memory import Batch, Memory, memory
@@ -190,7 +191,7 @@ class _Suite:
         why = [f"{ref.label} cannot be had: {known}" for ref, known in self.known.items()
                if isinstance(known, BindscopeError) and not _away(known)]  # fmt: skip
         if not sure:
-            why.append("download: no hub answers, and the catalogue does not say how large it is")
+            why.append("download: neither a hub nor the catalogue says how large it is")
         effort = self._effort(here, probe)
         return Cost(
             suite=name,
@@ -209,8 +210,10 @@ class _Suite:
         """What has to be downloaded: repository and content of a file -> bytes; None where that is not known."""
         if isinstance(known, Sources):
             both = (known.weights, known.tokenizer)
-            missing = {(s.repo, s.files[name]): s.sizes.get(name, 0) for s in both for name in s.absent()}
-            return {blob: size for blob, size in missing.items() if not _blob(*blob).exists()}
+            missing = {(s.repo, s.files[name]): s.sizes.get(name) for s in both for name in s.absent()}
+            needed = {blob: size for blob, size in missing.items() if not _blob(*blob).exists()}
+            known_sizes = {blob: size for blob, size in needed.items() if size is not None}
+            return known_sizes if len(known_sizes) == len(needed) else None
         if known is None or not _away(known):
             return {}
         if self.row is None or self.row.parameters is None or self.row.dtype is None:
@@ -224,19 +227,22 @@ class _Suite:
         try:
             started = time.monotonic()
             if probe and here:
-                loaded = load(here[0], bos=self.protocol.bos, dtype=self.study.dtype)
+                known = self.known[here[0]]
+                sources = known if isinstance(known, Sources) else None
+                loaded = load(here[0], bos=self.protocol.bos, dtype=self.study.dtype, sources=sources)
                 words, config = loaded.tokenizer, loaded.model.config
             else:
                 words, config = self._described()
-            asked = items(words, self.prompts, self.protocol.bos)
+            asked = [tokenized(words, prompt, self.protocol.bos) for prompt in self.prompts]
             amount = work(words, asked, self.protocol, tables(self.study.measures))
             held = memory(
                 config, dtype, Batch(amount.batch, amount.scored, amount.band, BATCH_TOKENS if amount.written else 0)
             )
             if loaded is not None:
                 seconds = rates(loaded, asked, started).seconds(amount)
-        except BindscopeError as error:
-            return _Effort(None, held, None, (f"tokens, memory of a batch and time: {error}",))
+        except (BindscopeError, MemoryError, torch.OutOfMemoryError) as error:
+            told = str(error) if isinstance(error, BindscopeError) else "a checkpoint does not fit into memory here"
+            return _Effort(None, held, None, (f"tokens, memory of a batch and time: {told}",))
         why = "none of its checkpoints is on this machine, so none can be timed" if probe else "not asked for"
         return _Effort(amount, held, seconds, () if seconds is not None else (f"time: {why}",))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bindscope.errors import SpanError
 from bindscope.measure.ablation import evaluated, ranked_on
 from bindscope.measure.ablation import steps as conditions
 from bindscope.measure.attention import hooked
@@ -19,8 +18,8 @@ from bindscope.measure.prepare import Item, neutral_text
 from bindscope.measure.recognition import continuation
 from bindscope.measure.selfcheck import self_check
 from bindscope.models.load import Loaded
-from bindscope.records import Bos, Prompt, Protocol
-from bindscope.terms.spans import encode, locate
+from bindscope.records import Protocol
+from bindscope.terms.spans import encode
 
 #: Seconds that are long enough to be timed.
 _TIMED = 0.5
@@ -50,19 +49,6 @@ class Rates:
     def seconds(self, work: Work) -> float:
         """For one checkpoint."""
         return self.setup + work.read / self.read + (work.written / self.written if work.written else 0.0)
-
-
-def items(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], bos: Bos) -> list[Item]:
-    """The prompts in tokens, as `measure` prepares them, without a model. Raises PromptError, ModelError."""
-    out = []
-    for prompt in prompts:
-        encoded = encode(tokenizer, prompt.text, bos)
-        choices = tuple(continuation(tokenizer, encoded, choice) for choice in prompt.choices)
-        try:
-            out.append(Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices))
-        except SpanError as error:
-            out.append(Item(prompt, encoded, None, error.reason, choices))
-    return out
 
 
 def work(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Item], protocol: Protocol, names: Sequence[str]) -> Work:
