@@ -17,11 +17,12 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "errors": set(),
     "records": {"errors"},
-    "terms": {"errors", "records"},
-    "models": {"errors", "records"},
+    "yamlfile": {"errors"},
+    "terms": {"errors", "records", "yamlfile"},
+    "models": {"errors", "records", "yamlfile"},
     "measure": {"errors", "records", "terms", "models"},
     "store": {"errors", "records"},
-    "study": {"errors", "records", "terms"},
+    "study": {"errors", "records", "terms", "yamlfile"},
     "execute": {"errors", "records", "terms", "models", "measure", "store", "study"},
     "quick": {"errors", "records", "terms", "models", "measure"},
     "stats": {"errors", "records", "store"},
@@ -29,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "records", "store", "stats"},
     "monitor": {"errors", "records", "models", "measure", "store", "study", "execute", "stats"},
     "doctor": {"errors", "records", "models", "measure", "execute"},
+    "listing": {"errors", "records", "models", "execute"},
     "display": {"errors", "records", "store", "stats", "report", "models", "execute", "quick", "doctor"},
 }
 TORCH_FREE = {
@@ -40,7 +42,9 @@ TORCH_FREE = {
     "report",
     "study",
     "terms",
+    "yamlfile",
     "display",
+    "listing",
     "cli",
     "__init__",
 }

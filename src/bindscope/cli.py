@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
@@ -38,10 +39,29 @@ _RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here
 _EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
-@app.command()
+class _OfStudies(TyperCommand):
+    """A command that takes a study; its help lists those that are built in."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from bindscope import study
+
+        with formatter.section("Studies"):
+            formatter.write_dl([(name, study.load(name).about) for name in study.names()])
+
+
+_Study = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
+_Protocol = Annotated[
+    Literal["published", "controlled"] | None, typer.Option(help="In place of the study's own protocol.")
+]
+_Suites = Annotated[list[str] | None, typer.Option(help="In place of the study's own suites; repeat for several.")]
+
+
+@app.command(cls=_OfStudies)
 def run(
-    study: Annotated[str, typer.Argument(help="A built-in study (tiny, tiny-full, smollm2, ...) or a .yaml file.")],
+    study: _Study,
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
+    protocol: _Protocol = None,
+    suites: _Suites = None,
     accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
     evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
     ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
@@ -49,9 +69,9 @@ def run(
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import study as studies
     from bindscope.display import Progress, outcome
-    from bindscope.models.suites import suite as suites_of
+    from bindscope.models.suites import suites as suites_of
 
-    wanted = studies.load(study)
+    wanted = studies.changed(studies.load(study), protocol, suites or ())
     wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
     for name in wanted.suites:
         suites_of(name)
@@ -163,16 +183,25 @@ def audit(
 
 @app.command()
 def suites(
-    name: Annotated[str | None, typer.Argument(help="A suite: catalogue name, local folder or hub id.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One suite, in full: its revisions, size, known faults.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Fingerprint the weights of every checkpoint.")] = False,
     download: Annotated[bool, typer.Option("--download", help="With --verify: compare tensors too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> int:
-    """The catalogue of checkpoint suites, or, with --verify, whether a suite's weights are what they should be."""
-    from bindscope.display import catalogue
-
+    """The catalogue of checkpoint suites, or one suite (by name, YAML file, folder or hub id), and its weights."""
     if verify or download:
         return _verify(name, download)
-    catalogue()
+    from bindscope.listing import catalogue, page
+    from bindscope.models.suites import catalogued
+    from bindscope.models.suites import suites as suites_of
+
+    found = catalogued() if name is None else suites_of(name)
+    if as_json:
+        print(json.dumps([s.plain() for s in found], ensure_ascii=False, indent=1))
+    elif name is None:
+        catalogue(found)
+    else:
+        page(found)
     return 0
 
 
@@ -189,6 +218,34 @@ def _verify(name: str | None, download: bool) -> int:
     result = verify(found.checkpoints, download)
     verification(found, result)
     return 1 if result.flags or result.faults else 0
+
+
+@app.command(cls=_OfStudies)
+def plan(
+    study: _Study,
+    protocol: _Protocol = None,
+    suites: _Suites = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub: sizes come from cache and catalogue.")
+    ] = False,
+    probe: Annotated[bool, typer.Option(help="Time two prompts on a checkpoint of each suite that is here.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What a study would cost: checkpoints, prompts, downloads, disk, memory, time. Nothing is run."""
+    from bindscope import study as studies
+
+    wanted = studies.changed(studies.load(study), protocol, suites or ())
+    wanted.build_prompts()
+    from bindscope.display import waiting
+    from bindscope.execute.plan import plan as compute
+    from bindscope.listing import cost
+
+    with waiting("asking the hub and timing two prompts"):
+        found = compute(wanted, offline=offline, probe=probe)
+    if as_json:
+        print(json.dumps(asdict(found) | {"download": found.download, "seconds": found.seconds}, indent=1))
+    else:
+        cost(found)
 
 
 @app.command()

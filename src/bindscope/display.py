@@ -259,27 +259,6 @@ def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
     return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
 
 
-def catalogue() -> None:
-    """The suites, a line each, with their note below."""
-    from bindscope.errors import BindscopeError
-    from bindscope.models.suites import names, suite
-
-    for name in names():
-        try:
-            found = suite(name)
-        except BindscopeError as error:
-            _OUT.print(f"{name:<22}not installed", markup=False)
-            note = str(error)
-        else:
-            n = len(found.checkpoints)
-            _OUT.print(
-                f"{name:<22}{n:>3} checkpoint{'s' if n > 1 else ' '}  {_home(found.checkpoints[-1])}", markup=False
-            )
-            note = found.note
-        if note:
-            _OUT.print(Padding(escape(note), (0, 0, 0, 4)))
-
-
 def verification(suite: Suite, found: Verified) -> None:
     """A line for every checkpoint of a suite, what is wrong with it below."""
     prints, faults = {p.ref: p for p in found.prints}, dict(found.faults)
@@ -297,10 +276,6 @@ def verification(suite: Suite, found: Verified) -> None:
                 _OUT.print(Padding(escape(flag.text), (0, 0, 0, 4)))
     if not found.flags and not faults:
         _OUT.print(f"All {len(prints)} checkpoints hold weights of their own.")
-
-
-def _home(ref: CheckpointRef) -> str:
-    return "on this machine" if Path(ref.repo).exists() else ref.repo
 
 
 def findings(found: Sequence[Finding]) -> bool:

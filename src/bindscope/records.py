@@ -140,7 +140,8 @@ class CheckpointRef:
     """One checkpoint of a suite: where its weights are, and where it stands in training.
 
     repo: a hub repository or a local folder; revision: a branch, tag or commit (hub only); step: optimizer steps,
-    None where unknown; tokenizer: another repository or folder, where the weights' own has none.
+    None where unknown; tokenizer: another repository or folder, where the weights' own has none; tokens: seen in
+    training by then, None where unknown.
     """
 
     suite: str
@@ -149,6 +150,7 @@ class CheckpointRef:
     step: int | None = None
     tokenizer: str | None = None
     gguf: str | None = None
+    tokens: int | None = None
 
     @property
     def label(self) -> str:

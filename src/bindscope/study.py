@@ -9,14 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
 from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
 from bindscope.terms.jsonl import read_jsonl
 from bindscope.terms.library import Library, control_groups, library, read
 from bindscope.terms.prompts import build, carriers, check_unique, few_shot
-from bindscope.terms.yamlfile import Source
+from bindscope.yamlfile import Source
 
 Measure = Literal["binding", "recognition", "generation", "few_shot", "variability", "ablation"]
 _TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
@@ -96,7 +96,8 @@ class Heads(BaseModel):
 class Study(BaseModel):
     """A study file, checked.
 
-    suites: catalogue names, local folders or hub ids. terms: sets or single terms of the library, or YAML files of
+    suites: catalogue names, local folders, hub ids or YAML files of suites; `name@15000,143000` takes some checkpoints
+    of one. terms: sets or single terms of the library, or YAML files of
     terms; or prompts: a JSONL file in the published format. measures: binding and recognition always; generation,
     few_shot, variability and ablation on request. controls: control groups (sets of expressions, files of them; "all"
     for the ten that ship), measured in the same carrier sentences as the terms. frames: the list of carrier sentences.
@@ -304,16 +305,31 @@ def load(name: str) -> Study:
     if path.suffix in (".yaml", ".yml"):
         return _beside(Source(path).parse(Study), path.parent)
     if name not in names():
-        raise UnknownName("study", name, names(), "(or give the path of a .yaml file)")
+        remedy = "(`bindscope run --help` says what each is; the path of a .yaml file will do too)"
+        raise UnknownName("study", name, names(), remedy)
     with resources.as_file(resources.files("bindscope").joinpath(f"data/studies/{name}.yaml")) as shipped:
         return Source(shipped).parse(Study)
 
 
+def changed(study: Study, protocol: str | None = None, suites: Sequence[str] = ()) -> Study:
+    """The study in another protocol or on other suites. Raises RequestError where that does not fit it."""
+    asked = {"protocol": protocol, "suites": tuple(suites)}
+    try:
+        return Study.model_validate(study.model_dump(exclude_unset=True) | {k: v for k, v in asked.items() if v})
+    except ValidationError as error:
+        raise RequestError(f"{study.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
 def _beside(study: Study, base: Path) -> Study:
     """Paths are the study file's: suites, term files and prompt files are looked for beside it."""
-    suites = tuple(str(base / name) if (base / name).exists() else name for name in study.suites)
+    suites = tuple(
+        str(base / name) if _is_file(name) or any((base / n).exists() for n in (name, name.rpartition("@")[0]) if n)
+        else name
+        for name in study.suites
+    )  # fmt: skip
     terms, controls = (
         tuple(str(base / name) if _is_file(name) else name for name in found) for found in (study.terms, study.controls)
     )
     prompts = None if study.prompts is None else base / study.prompts
-    return study.model_copy(update={"suites": suites, "terms": terms, "controls": controls, "prompts": prompts})
+    placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts}
+    return study.model_copy(update={name: placed[name] for name in placed if name in study.model_fields_set})

@@ -15,7 +15,7 @@ from bindscope.measure.checkpoint import key_parts, steps, tables
 from bindscope.models import disk, fingerprint
 from bindscope.models.files import Sources, identify
 from bindscope.models.fingerprint import Fingerprint
-from bindscope.models.suites import Suite, suite
+from bindscope.models.suites import Suite, suites
 from bindscope.records import CheckpointRef, Protocol
 from bindscope.store import RunFile, Store, Unit, result_key
 from bindscope.study import Study
@@ -213,10 +213,9 @@ class Sweep:
 
 def plan(study: Study) -> list[tuple[CheckpointRef, Protocol]]:
     """Checkpoints in order, each once. Raises RequestError where two different suites go by one name."""
-    suites: dict[str, Suite] = {}
-    for asked in study.suites:
-        found = suite(asked)
-        if (known := suites.setdefault(found.name, found)) != found:
+    chosen: dict[str, Suite] = {}
+    for found in (found for asked in study.suites for found in suites(asked)):
+        if (known := chosen.setdefault(found.name, found)) != found:
             places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
-            raise RequestError(f"two suites are called {found.name!r} ({places}); rename one of the folders")
-    return [(ref, study.protocol_of(found.bos)) for found in suites.values() for ref in found.checkpoints]
+            raise RequestError(f"two suites are called {found.name!r} ({places}); rename one, or name it once")
+    return [(ref, study.protocol_of(found.bos)) for found in chosen.values() for ref in found.checkpoints]

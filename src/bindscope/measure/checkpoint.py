@@ -64,7 +64,7 @@ def key_parts(table: str, prompts: Iterable[Prompt], protocol: Protocol) -> tupl
     protocol = replace(protocol, ablation=None)
     if table not in WRITTEN:
         return table, [replace(p, rubric=None, max_tokens=None) for p in chosen], protocol
-    grid = [(draw.temperature, draw.seed) for draw in _draws(table)]
+    grid = [(draw.temperature, draw.seed) for draw in draws(table)]
     return f"{table} {grid} {MAX_TOKENS}", chosen, replace(protocol, format=None, order=None)
 
 
@@ -73,10 +73,10 @@ def steps(names: Collection[str], prompts: Sequence[Prompt], protocol: Protocol)
     total = sum(p.shot == "zero" for p in prompts) if set(names) & set(READ) else 0
     if protocol.ablation is not None and set(names) & set(EDITED):
         total += ablation_steps(protocol.ablation)
-    return total + sum(len(used(n, prompts)) * len(distinct(_draws(n))) for n in WRITTEN if n in names)
+    return total + sum(len(used(n, prompts)) * len(distinct(draws(n))) for n in WRITTEN if n in names)
 
 
-def _draws(table: str) -> tuple[Draw, ...]:
+def draws(table: str) -> tuple[Draw, ...]:
     return _GRID if table == "variability" else _GREEDY
 
 
@@ -106,7 +106,7 @@ def measure(
     for name in WRITTEN:
         if name in names:
             chosen = [by_id[p.id] for p in used(name, prompts)]
-            found.append(written_table(name, loaded, chosen, _draws(name), progress))
+            found.append(written_table(name, loaded, chosen, draws(name), progress))
     if set(names) & set(EDITED):
         assert protocol.ablation is not None
         found += ablate(loaded, items, protocol.ablation, check.packed, parts, progress)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from bindscope.errors import ModelError, PromptError, SpanError
 from bindscope.measure import binding as b
 from bindscope.measure.forward import Row, read
 from bindscope.measure.recognition import continuation
 from bindscope.models.load import Loaded
-from bindscope.records import Prompt, Span
+from bindscope.records import Bos, Prompt, Span
 from bindscope.terms.spans import Encoded, encode, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: Tokens of neutral text in one row of the previous-token measurement.
 _NEUTRAL_TOKENS = 128
@@ -33,11 +37,21 @@ class Item:
         return Row(self.encoded.ids, self.choices, width if self.prompt.binds else 0)
 
 
+def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> Item:
+    """A prompt as any model with this tokenizer gets it. Raises PromptError for one that merges with a choice."""
+    encoded = encode(tokenizer, prompt.text, bos)
+    choices = tuple(continuation(tokenizer, encoded, choice) for choice in prompt.choices)
+    try:
+        return Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
+    except SpanError as error:
+        return Item(prompt, encoded, None, error.reason, choices)
+
+
 def prepare(loaded: Loaded, prompt: Prompt) -> Item:
     """Raises ModelError for a tokenizer that does not fit the weights, PromptError for a prompt that is too long or
     that merges with a choice."""
-    encoded = encode(loaded.tokenizer, prompt.text, loaded.bos)
-    choices = tuple(continuation(loaded.tokenizer, encoded, choice) for choice in prompt.choices)
+    item = tokenized(loaded.tokenizer, prompt, loaded.bos)
+    encoded, choices = item.encoded, item.choices
     rows = loaded.model.get_input_embeddings().num_embeddings
     if (top := max([*encoded.ids, *(i for c in choices for i in c)], default=0)) >= rows:
         raise ModelError(
@@ -50,10 +64,7 @@ def prepare(loaded: Loaded, prompt: Prompt) -> Item:
             f"prompt {prompt.id!r} needs {longest} tokens with its longest choice, more than the "
             f"{loaded.context} of the context of {loaded.ref.suite}; shorten it"
         )
-    try:
-        return Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
-    except SpanError as error:
-        return Item(prompt, encoded, None, error.reason, choices)
+    return item
 
 
 def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:

@@ -14,6 +14,8 @@ from bindscope.errors import BindscopeError, ModelError
 from bindscope.models.files import fetch, identify
 from bindscope.models.suites import one
 
+#: Endings of files that a tokenizer does without.
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 #: Texts on which tokenizers of one vocabulary part ways: digits, case, runs of spaces, line ends, accents, text starts.
 _PROBES = (
     "A screen reader, 2024; WCAG 2.2 (AA) at 4.5:1.",
@@ -37,9 +39,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
         from bindscope.models.load import load  # the file holds both; load imports this module
 
         return load(ref, sources=sources).tokenizer
-    weights = (".safetensors", ".bin", ".index.json")
     return load_tokenizer(
-        fetch(sources.tokenizer, [f for f in sources.tokenizer.files if not f.endswith(weights)]), name
+        fetch(sources.tokenizer, [f for f in sources.tokenizer.files if not f.endswith(WEIGHTS)]), name
     )
 
 

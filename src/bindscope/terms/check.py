@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from bindscope.records import Rubric, Term
 from bindscope.terms.rubric import matches
 from bindscope.terms.spans import find
-from bindscope.terms.yamlfile import Place, Source
+from bindscope.yamlfile import Place, Source
 
 _WORD = re.compile(r"\w+")
 #: Alphabets with letters that look like Latin ones.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from bindscope.errors import RequestError, UnknownName
 from bindscope.records import Opening, Question, Rubric, Term
 from bindscope.terms.check import check, look_alike
-from bindscope.terms.yamlfile import Source
+from bindscope.yamlfile import Source
 
 
 class _Row(BaseModel):

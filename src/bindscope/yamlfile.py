@@ -21,7 +21,8 @@ def _hint(schema: type[BaseModel], place: Place) -> str:
     node: Any = whole
     for part in place[:-1]:
         node = _resolved(node, whole)
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        named = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        node = node.get("items", {}) if isinstance(part, int) else named
     known = list(_resolved(node, whole).get("properties", {}))
     close = difflib.get_close_matches(str(place[-1]), known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,274 @@
+"""What a study would cost: checkpoints, prompts, tokens, downloads, memory, time. Nothing is measured or stored.
+
+Of the hub only metadata are asked, and config and tokenizer files are fetched, a few megabytes a suite, into the hub's
+cache, where a run finds them. What cannot be known beforehand is missing, with its reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from bindscope.errors import BindscopeError, ModelError
+from bindscope.execute.sweep import plan as checkpoints
+from bindscope.execute.work import Work, rates, work
+from bindscope.measure.checkpoint import tables
+from bindscope.measure.generation import BATCH_TOKENS
+from bindscope.measure.prepare import tokenized
+from bindscope.models.files import Sources, fetch, identify
+from bindscope.models.load import load, pick_device, pick_dtype
+from bindscope.models.memory import Batch, Memory, memory
+from bindscope.models.suites import Row, suites
+from bindscope.models.tokenizer import WEIGHTS, load_tokenizer, loading
+from bindscope.records import CheckpointRef, Prompt, Protocol
+from bindscope.study import Study
+
+#: Checkpoints that the hub is asked for at a time.
+_ASKED = 8
+#: What a hub says that was reached.
+_DENIED = (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One suite. at_hand: checkpoints that need no download; download: bytes that the others need, largest: the most
+    that one of them needs; by: who says so (hub, or catalogue: parameters times their bytes); seconds: for all
+    checkpoints, downloads not counted; reasons: why something is missing."""
+
+    suite: str
+    checkpoints: int
+    at_hand: int
+    download: int | None
+    largest: int | None
+    by: str | None
+    work: Work | None
+    memory: Memory
+    seconds: float | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """units: checkpoints times tables; prompts: how many of each task; cache: where downloads go; free: bytes there."""
+
+    study: str
+    protocol: str
+    device: str
+    dtype: str
+    terms: int
+    prompts: dict[str, int]
+    tables: tuple[str, ...]
+    units: int
+    suites: tuple[Cost, ...]
+    cache: str
+    free: int
+
+    @property
+    def download(self) -> int | None:
+        """Bytes of all suites; None where those of one are not known."""
+        known = [cost.download for cost in self.suites]
+        return None if None in known else sum(n or 0 for n in known)
+
+    @property
+    def seconds(self) -> float | None:
+        """For all suites; None where that of one is not known."""
+        known = [cost.seconds for cost in self.suites]
+        return None if None in known else sum(n or 0.0 for n in known)
+
+
+#: What is known of one checkpoint: None where it lies in a folder, an error where it cannot be identified.
+Known = Sources | BindscopeError | None
+
+
+def plan(study: Study, *, offline: bool = False, probe: bool = True) -> Plan:
+    """offline: ask no hub; probe: load a checkpoint of each suite that is at hand, and time two prompts on it.
+
+    Raises RequestError for a study that could not be run.
+    """
+    prompts, units = study.build_prompts(), checkpoints(study)
+    chosen = {suite.name: suite for asked in study.suites for suite in suites(asked)}
+    names, device, cache = tables(study.measures), pick_device(), Path(constants.HF_HUB_CACHE)
+    home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    with _hub_left_alone(offline):
+        known = _ask([ref for ref, _ in units])
+        found = [
+            _Suite(
+                study, prompts, study.protocol_of(suite.bos), {ref: known[ref] for ref in suite.checkpoints}, suite.row
+            )
+            for suite in chosen.values()
+        ]
+        costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
+    return Plan(
+        study.name,
+        study.protocol,
+        device,
+        str(pick_dtype(study.dtype, device)).removeprefix("torch."),
+        len({p.term for p in prompts if p.group == "real"}),
+        dict(Counter(p.task for p in prompts)),
+        names,
+        len(units) * len(names),
+        costs,
+        str(cache),
+        shutil.disk_usage(home).free,
+    )
+
+
+@contextmanager
+def _hub_left_alone(offline: bool) -> Iterator[None]:
+    """Within this block the hub's client answers from its cache, if `offline` or from when `_ask` finds it away."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _ask(refs: Sequence[CheckpointRef]) -> dict[CheckpointRef, Known]:
+    """Every checkpoint resolved, or why not. A hub that does not answer once is not asked again."""
+
+    def one(ref: CheckpointRef) -> Known:
+        try:
+            return identify(ref)
+        except BindscopeError as error:
+            return error
+
+    found: dict[CheckpointRef, Known] = {ref: None for ref in refs if _in_folders(ref)}
+    rest = [ref for ref in refs if ref not in found]
+    found |= {ref: one(ref) for ref in rest[:1]}
+    if any(map(_away, found.values())):
+        constants.HF_HUB_OFFLINE = True
+    with ThreadPoolExecutor(_ASKED) as pool:
+        return found | dict(zip(rest[1:], pool.map(one, rest[1:]), strict=True))
+
+
+def _in_folders(ref: CheckpointRef) -> bool:
+    """Whether weights and tokenizer lie on this machine; they are not hashed just to be planned for."""
+    return all(Path(place).is_dir() for place in (ref.repo, ref.tokenizer or ref.repo))
+
+
+def _away(known: Known) -> bool:
+    """Whether the hub gave no answer."""
+    if isinstance(known, Sources):
+        return known.weights.from_cache or known.tokenizer.from_cache
+    return known is not None and known.__cause__ is not None and not isinstance(known.__cause__, _DENIED)
+
+
+def _blob(repo: str, content: str) -> Path:
+    """Where the hub's cache keeps a file, under the hash that the hub gives; revisions share it."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / content
+
+
+@dataclass(frozen=True)
+class _Suite:
+    """What the cost of a suite follows from."""
+
+    study: Study
+    prompts: Sequence[Prompt]
+    protocol: Protocol
+    known: dict[CheckpointRef, Known]
+    row: Row | None
+
+    def cost(self, name: str, probe: bool) -> Cost:
+        needs = [self._need(ref, known) for ref, known in self.known.items()]
+        here = [ref for (ref, known), need in zip(self.known.items(), needs, strict=True)
+                if not need and need is not None and not isinstance(known, BindscopeError)]  # fmt: skip
+        sizes = [sum(need.values()) for need in needs if need is not None]
+        whole: dict[tuple[str, str], int] = {blob: n for need in needs if need for blob, n in need.items()}
+        sure = None not in needs
+        why = [f"{ref.label} cannot be had: {known}" for ref, known in self.known.items()
+               if isinstance(known, BindscopeError) and not _away(known)]  # fmt: skip
+        if not sure:
+            why.append("download: neither a hub nor the catalogue says how large it is")
+        effort = self._effort(here, probe)
+        return Cost(
+            suite=name,
+            checkpoints=len(self.known),
+            at_hand=len(here),
+            download=sum(whole.values()) if sure else None,
+            largest=max(sizes, default=0) if sure else None,
+            by=None if not whole else "catalogue" if any(map(_away, self.known.values())) else "hub",
+            work=effort.work,
+            memory=effort.memory,
+            seconds=None if effort.each is None else effort.each * len(self.known),
+            reasons=(*why, *effort.reasons),
+        )
+
+    def _need(self, ref: CheckpointRef, known: Known) -> dict[tuple[str, str], int] | None:
+        """What has to be downloaded: repository and content of a file -> bytes; None where that is not known."""
+        if isinstance(known, Sources):
+            both = (known.weights, known.tokenizer)
+            missing = {(s.repo, s.files[name]): s.sizes.get(name) for s in both for name in s.absent()}
+            needed = {blob: size for blob, size in missing.items() if not _blob(*blob).exists()}
+            known_sizes = {blob: size for blob, size in needed.items() if size is not None}
+            return known_sizes if len(known_sizes) == len(needed) else None
+        if known is None or not _away(known):
+            return {}
+        if self.row is None or self.row.parameters is None or self.row.dtype is None:
+            return None
+        return {(ref.repo, ref.label): self.row.parameters * getattr(torch, self.row.dtype).itemsize}
+
+    def _effort(self, here: Sequence[CheckpointRef], probe: bool) -> _Effort:
+        dtype = pick_dtype(self.study.dtype, pick_device())
+        held = Memory(self.row.parameters * dtype.itemsize if self.row and self.row.parameters else None)
+        loaded, seconds = None, None
+        try:
+            started = time.monotonic()
+            if probe and here:
+                known = self.known[here[0]]
+                sources = known if isinstance(known, Sources) else None
+                loaded = load(here[0], bos=self.protocol.bos, dtype=self.study.dtype, sources=sources)
+                words, config = loaded.tokenizer, loaded.model.config
+            else:
+                words, config = self._described()
+            asked = [tokenized(words, prompt, self.protocol.bos) for prompt in self.prompts]
+            amount = work(words, asked, self.protocol, tables(self.study.measures))
+            held = memory(
+                config, dtype, Batch(amount.batch, amount.scored, amount.band, BATCH_TOKENS if amount.written else 0)
+            )
+            if loaded is not None:
+                seconds = rates(loaded, asked, started).seconds(amount)
+        except (BindscopeError, MemoryError, torch.OutOfMemoryError) as error:
+            told = str(error) if isinstance(error, BindscopeError) else "a checkpoint does not fit into memory here"
+            return _Effort(None, held, None, (f"tokens, memory of a batch and time: {told}",))
+        why = "none of its checkpoints is on this machine, so none can be timed" if probe else "not asked for"
+        return _Effort(amount, held, seconds, () if seconds is not None else (f"time: {why}",))
+
+    def _described(self) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+        """Tokenizer and config without the weights. Raises ModelError."""
+        ref, known = next(((r, k) for r, k in self.known.items() if not isinstance(k, BindscopeError)), (None, None))
+        if ref is None:
+            first = next(iter(self.known.values()))
+            raise ModelError("no hub answers, and the cache holds no checkpoint" if _away(first) else str(first))
+        if ref.gguf:
+            raise ModelError("a GGUF file has to be loaded for that")
+        if known is None:
+            folder, words = Path(ref.repo), Path(ref.tokenizer or ref.repo)
+        else:
+            folder = fetch(known.weights, ["config.json"])
+            words = fetch(known.tokenizer, [name for name in known.tokenizer.files if not name.endswith(WEIGHTS)])
+        with loading(f"the config of {ref.suite} cannot be read from {folder}"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return load_tokenizer(words, ref.suite), config
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """Tokens, memory, and seconds of each checkpoint; reasons for what is None."""
+
+    work: Work | None
+    memory: Memory
+    each: float | None
+    reasons: tuple[str, ...]
