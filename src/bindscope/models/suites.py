@@ -144,19 +144,19 @@ class Suite:
 
 
 @cache
-def _catalogue() -> dict[str, Row]:
+def _rows() -> dict[str, Row]:
     with resources.as_file(resources.files("bindscope").joinpath("data/suites.yaml")) as path:
         return Source(path).parse(_File).root
 
 
 def names() -> list[str]:
     """Names of the catalogue, in its order."""
-    return list(_catalogue())
+    return list(_rows())
 
 
 def catalogued() -> list[Suite]:
     """Every suite of the catalogue; without checkpoints where a package that holds them is not installed."""
-    return [_from_row(name, row, strict=False) for name, row in _catalogue().items()]
+    return [_from_row(name, row, strict=False) for name, row in _rows().items()]
 
 
 def suite(name: str) -> Suite:
@@ -177,8 +177,8 @@ def suites(name: str) -> tuple[Suite, ...]:
     whole, at, chosen = name.rpartition("@")
     if at and not path.exists():
         return tuple(_some(found, chosen.split(",")) for found in suites(whole))
-    if name in _catalogue():
-        return (_from_row(name, _catalogue()[name]),)
+    if name in _rows():
+        return (_from_row(name, _rows()[name]),)
     try:
         if path.suffix in (".yaml", ".yml"):
             return tuple(_from_row(key, row, path.parent) for key, row in Source(path).parse(_File).root.items())
