@@ -234,3 +234,14 @@ def test_a_suite_that_is_not_installed_is_still_listed(monkeypatch: pytest.Monke
     assert gone.checkpoints == ()
     with pytest.raises(BindscopeError, match="pip install"):
         suite("smollm2-135m")
+
+
+def test_the_example_of_the_page_is_a_file_of_suites(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "suites.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml")[2].split("```")[0])
+    first, second = suites(str(tmp_path / "mine.yaml"))
+    assert [(ref.revision, ref.tokens) for ref in first.checkpoints][1] == ("step-1000", 1000 * 2097152)
+    assert [(ref.revision, ref.step, ref.tokens) for ref in second.checkpoints] == [
+        ("first", 100, None), ("second", 200, 500_000_000), ("third", None, None),
+    ]  # fmt: skip
+    assert {ref.tokenizer for ref in second.checkpoints} == {"org/words"}
