@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -12,7 +13,7 @@ from importlib import resources
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, field_validator
 
@@ -96,8 +97,9 @@ def _revision(entry: Any, branch: str | None, step_tokens: int | None) -> Revisi
         if branch is None:
             raise ValueError(f"the revision {entry} is a number: give its name too, or `branch` for the names of all")
         name, step = branch.replace("{step}", str(entry)), entry
-    numbers = (type(step) in (int, type(None)), type(billions) in (int, float, type(None)))
-    if not (isinstance(name, str) and name and all(numbers)) or (isinstance(entry, list) and len(entry) not in (2, 3)):
+    sound = isinstance(name, str) and name and (not isinstance(entry, list) or len(entry) in (2, 3))
+    counts = (step is None or (type(step) is int and step >= 0), billions is None or _count(billions))
+    if not (sound and all(counts)):
         raise ValueError(
             f"a revision is a step, a name, [name, step] or [name, step, billions of tokens], got {entry!r}"
         )
@@ -106,11 +108,15 @@ def _revision(entry: Any, branch: str | None, step_tokens: int | None) -> Revisi
     return Revision(name, step, _seen(step, step_tokens))
 
 
+def _count(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _seen(step: int | None, step_tokens: int | None) -> int | None:
     return None if step is None or step_tokens is None else step * step_tokens
 
 
-class _File(RootModel[dict[str, Row]]):
+class _File(RootModel[Annotated[dict[str, Row], Field(min_length=1)]]):
     """Name -> suite."""
 
 
