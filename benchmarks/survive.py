@@ -2,9 +2,9 @@
 
 A study of two prompts over the twelve checkpoints of the embedded suite is run in a process that is killed with
 SIGKILL at a random moment (half of them just after a shard has appeared, so that others are being written), run again
-and killed again, and then left to end by itself. Counted: shards that cannot be read after a kill, shards that were written again once
-they were there, and runs whose tables differ from the undisturbed ones in a single byte. Processes are forked from one
-that has torch loaded already.
+and killed again, and then left to end by itself. Counted: shards that cannot be read after a kill, shards that were
+written again once they were there, and runs whose tables differ from the undisturbed ones in a single byte. Processes
+are forked from one that has torch loaded already.
 
     OMP_NUM_THREADS=1 python benchmarks/survive.py [RUNS] [SEED]
 """
@@ -149,8 +149,8 @@ def main(runs: int, seed: int) -> None:
         equal += contents(out) == whole and not list(out.rglob(".*.tmp"))
         if (n + 1) % 10 == 0:
             print(
-                f"{n + 1} runs, {kills} kills ({least} at least in each, {half} while a file was being written): {equal} runs end identical, "
-                f"{torn} kills left a torn shard, {again} shards were written again",
+                f"{n + 1} runs, {kills} kills ({least} at least in each, {half} while a file was being written): "
+                f"{equal} runs end identical, {torn} kills left a torn shard, {again} shards were written again",
                 flush=True,
             )
 

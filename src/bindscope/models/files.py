@@ -184,7 +184,7 @@ def _remember(source: Source) -> None:
 
 
 def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool, code: bool = False) -> Source:
-    folder = Path(repo).expanduser()
+    folder = Path(repo).expanduser().absolute()  # a worker may run elsewhere
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"{repo} is a local folder and has no revision {revision!r}; leave the revision out")
