@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -133,8 +134,14 @@ def main(runs: int, seed: int) -> None:
             return measured(study, out)
 
         mine = 0
-        while mine < _KILLS and killed(forked(resumed), out, seconds, pick):
-            mine += 1
+        while mine < _KILLS:
+            if killed(forked(resumed), out, seconds, pick):
+                mine += 1
+            elif mine:
+                break
+            else:  # it ended before its moment had come: not a run that was killed
+                shutil.rmtree(out)
+                continue
             half += bool(list(out.rglob(".*.tmp")))
             torn += "torn" in contents(out).values()
             now = shards(out)
