@@ -113,10 +113,9 @@ def killed(pid: int, out: Path, seconds: float, pick: random.Random) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def main(runs: int, seed: int) -> None:
+def main(folder: Path, runs: int, seed: int) -> None:
     torch.set_num_threads(1)
     pick = random.Random(seed)
-    folder = Path(tempfile.mkdtemp(prefix="survive-"))
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS))
     (folder / "study.yaml").write_text("name: survive\nsuites: tiny\nprompts: prompts.jsonl\n")
     study = studies.load(str(folder / "study.yaml"))
@@ -163,4 +162,5 @@ def main(runs: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in (sys.argv[1:] + ["100", "1"][len(sys.argv) - 1 :])))
+    with tempfile.TemporaryDirectory(prefix="survive-") as place:
+        main(Path(place), *(int(word) for word in (sys.argv[1:] + ["100", "1"][len(sys.argv) - 1 :])))
