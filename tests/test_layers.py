@@ -95,5 +95,9 @@ def test_results_are_read_without_torch(path: Path) -> None:
     assert not {name.split(".")[0] for name in _imports(path)} & {"torch", "transformers"}
 
 
+def test_one_file_knows_ray() -> None:
+    assert [p.relative_to(ROOT).as_posix() for p in _files() if "ray" in _imports(p)] == ["execute/ray.py"]
+
+
 def test_no_file_is_too_long() -> None:
     assert not [str(p) for p in _files() if p.read_text().count("\n") > 400]

@@ -112,6 +112,17 @@ def test_a_torn_shard_is_reported_and_not_read(store: Store, damage: str) -> Non
         store.read("binding")
 
 
+def test_every_single_byte_counts(store: Store) -> None:
+    """Pages have checksums, but what stands between them and in the footer has none of its own."""
+    path = store.write(REF, _key(), RESULT, PROVENANCE)
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert store.fault(REF, "binding", _key()), at
+    path.write_bytes(data)
+    assert store.fault(REF, "binding", _key()) is None
+
+
 def test_a_shard_of_another_revision_is_never_returned(store: Store) -> None:
     """What caches by name get wrong: the right file name over another checkpoint's numbers."""
     key, other = _key(), _key(identity=replace(IDENTITY, commit="e" * 40))

@@ -344,9 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
-        code = (
-            app(_started(words), standalone_mode=False) or 0
-        )  # what the command returned; typer turns Ctrl-C into 130
+        # What the command returned; typer turns Ctrl-C into 130.
+        code = app(_started(words), standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():

@@ -1,7 +1,8 @@
 """Results on disk: one Parquet shard per checkpoint and measure, found by key and never by name.
 
 The key covers everything that changes a number: repository, resolved commit, fingerprint of the files, dtype, device
-kind, measure, prompts and protocol, schema version. A shard carries its key and its provenance in the Parquet metadata.
+kind, measure, prompts and protocol, schema version. A shard carries its key, its provenance and a checksum over all of
+its bytes in the Parquet metadata.
 Writing is temp file, fsync, os.replace: a shard is whole or absent. `run.json` lists the units of the run and what
 became of each, so that results of an older protocol in the same folder are never mixed in.
 """
@@ -9,6 +10,7 @@ became of each, so that results of an older protocol in the same folder are neve
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -32,7 +34,9 @@ from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Measureme
 TABLES = (
     "binding", "windows", "heads", "recognition", "generation", "few_shot", "variability", "ablation", "ablation_sets",
 )  # fmt: skip
-_META = b"bindscope"
+#: Where a shard keeps its key, provenance and seal; and where those of earlier versions keep theirs, without a seal.
+_META, _UNSEALED = b"bindscope-sealed", b"bindscope"
+_BLANK = "0" * 64
 _FAULTS = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
@@ -110,9 +114,12 @@ class Store:
         if not path.exists():
             return ""
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            meta = _metadata(table.schema)
+            content = path.read_bytes()
+            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            table, meta = file.read(), _about(file.metadata)
             found, schema = meta["key"], meta["schema"]
+            if _META in file.metadata.metadata and not _whole(content, meta["sha256"]):
+                raise ValueError("its bytes are not those that were written")
         except _FAULTS as error:
             return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"
         if schema != SCHEMA_VERSION:
@@ -123,9 +130,14 @@ class Store:
         """Write one shard atomically. Raises StoreError (full disk, no permission); nothing half-written remains."""
         table = pa.table({name: pa.array(values) for name, values in result.columns.items()})
         meta = {"key": key, "measure": result.measure, "schema": SCHEMA_VERSION, "provenance": asdict(provenance)}
-        table = table.replace_schema_metadata({_META: json.dumps(meta, ensure_ascii=False).encode()})
+        file = pa.BufferOutputStream()
+        with pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({_META: json.dumps(meta | {"sha256": _BLANK}, ensure_ascii=False).encode()})
+        content = file.getvalue().to_pybytes()
+        seal = hashlib.sha256(content).hexdigest()
         path = self.path(ref, result.measure, key)
-        _atomic(path, lambda temp: pq.write_table(table, temp, compression="zstd", write_page_checksum=True))
+        _atomic(path, lambda temp: temp.write_bytes(seal.encode().join(content.rsplit(_BLANK.encode(), 1))))
         return path
 
     def parts(self, ref: CheckpointRef, key: str) -> Parts:
@@ -187,7 +199,7 @@ class Store:
 
     def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
         """How a shard came to be."""
-        return dict(_metadata(pq.read_schema(self.path(ref, measure, key)))["provenance"])
+        return dict(_about(pq.read_metadata(self.path(ref, measure, key)))["provenance"])
 
     def commits(self) -> dict[tuple[str, str | None], dict[str, str]]:
         """Which commits the revisions of hub repositories were when shards of this folder were made: (repository,
@@ -195,7 +207,7 @@ class Store:
         found: dict[tuple[str, str | None], dict[str, str]] = {}
         for path in (self.root / "shards").rglob("*.parquet"):
             try:
-                made = _metadata(pq.read_schema(path))["provenance"]
+                made = _about(pq.read_metadata(path))["provenance"]
                 ref, identity = made["checkpoint"], made["identity"]
                 if identity["commit"] is not None:
                     place = found.setdefault((ref["repo"], ref["revision"]), {})
@@ -234,8 +246,15 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _metadata(schema: pa.Schema) -> dict[str, Any]:
-    meta = json.loads((schema.metadata or {})[_META])
+def _whole(content: bytes, seal: str) -> bool:
+    """Whether the file is, to the byte, as it was sealed: SHA-256 over itself with zeros in the place of the sum."""
+    parts = content.rsplit(seal.encode(), 1)
+    return hashlib.sha256(_BLANK.encode().join(parts)).hexdigest() == seal
+
+
+def _about(file: pq.FileMetaData) -> dict[str, Any]:
+    stored = file.metadata or {}
+    meta = json.loads(stored[_META] if _META in stored else stored[_UNSEALED])
     if not isinstance(meta, dict):
         raise ValueError("no bindscope metadata")
     return meta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 
 from bindscope.models import disk
@@ -21,11 +22,15 @@ def bring(sources: Sources, store: Store, stop: threading.Event | None = None) -
 
 
 def remove(sources: Sources, store: Store) -> None:
-    """Take a checkpoint out of the hub's cache if this run, or an earlier one in its folder, has downloaded it."""
+    """Take a checkpoint out of the hub's cache if this run, or an earlier one in its folder, has downloaded it.
+
+    One that cannot be removed stays, and its name stays in the run folder: its results are no worse for it.
+    """
     mark = store.root / _mark(sources.weights)
     if mark.is_file():
-        disk.evict(sources.weights)
-        mark.unlink()
+        with suppress(OSError):
+            disk.evict(sources.weights)
+            mark.unlink()
 
 
 def _mark(source: Source) -> str:

@@ -65,7 +65,7 @@ def run(study: Study, store: Store, watcher: Watcher, options: Options | None = 
     are those of a local run. One whose worker is lost is measured by another. Raises RequestError where there is no
     cluster at `address`.
     """
-    options = options or Options()
+    options = replace(options or Options(), here=address == LOCAL)
     mark = f".ray-{uuid4().hex}"
     with _cluster(address):
         needs, threads = _needs()

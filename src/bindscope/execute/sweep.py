@@ -36,10 +36,12 @@ class Watcher(Interface):
 
 @dataclass(frozen=True)
 class Options:
-    """accept: measure checkpoints whose weights are flagged; evict: remove what was downloaded when it is measured."""
+    """accept: measure checkpoints whose weights are flagged; evict: remove what was downloaded when it is measured;
+    here: downloads go to this machine, so that its disk must have room for them."""
 
     accept: bool = False
     evict: bool = False
+    here: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Sweep:
         self._prints = {i: self._print(i) for i in self._found}
         self._flags = self._survey()
         self._look_up()
-        disk.check_room([disk.size(self._found[i]) for i in self._missing], options.evict)
+        if options.here:
+            disk.check_room([disk.size(self._found[i]) for i in self._missing], options.evict)
         self._settle()
 
     def _identify(self) -> dict[int, Sources]:

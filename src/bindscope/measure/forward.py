@@ -216,13 +216,14 @@ def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
     first = out.logits[0, :1]  # (1, V)
     logits = first.expand(C, -1)[:, None]
     if m > 1:
-        cache = out.past_key_values
+        name = "cache" if "cache" in out else "past_key_values"  # before transformers 5.24
+        cache = out[name]
         cache.batch_repeat_interleave(C)
         ids = torch.zeros(C, m - 1, dtype=torch.long, device=device)
         for c, tokens in enumerate(row.continuations):
             ids[c, : len(tokens) - 1] = torch.tensor(tokens[:-1], dtype=torch.long)
         positions = torch.arange(n, n + m - 1, device=device).expand(C, -1)
-        rest = model(ids, past_key_values=cache, position_ids=positions, use_cache=True).logits
+        rest = model(ids, position_ids=positions, use_cache=True, **{name: cache}).logits
         logits = torch.cat([logits, rest], 1)  # (C, m, V)
     flat = logits.flatten(0, 1)
     targets = [([c * m + i for i in range(len(tokens))], tokens) for c, tokens in enumerate(row.continuations)]

@@ -128,8 +128,9 @@ def fetch(source: Source, files: Iterable[str] | None = None, stop: threading.Ev
     try:
         names = list(files or source.files)
         absent = [n for n in names if source.folder_of([n]) is None]
-        bars = None if stop is None else _silent(stop)
-        folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names, tqdm_class=bars))
+        bars, folder = None if stop is None else _silent(stop), source.folder_of(names)
+        if absent or folder is None:
+            folder = Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=names, tqdm_class=bars))
         for name in absent:
             _verify(source, folder / name, (source.files | source.others)[name])
         _remember(source)
@@ -138,8 +139,8 @@ def fetch(source: Source, files: Iterable[str] | None = None, stop: threading.Ev
         raise ModelError(f"{source.repo} is gated: accept its terms on the hub, then `hf auth login`") from error
     except (HTTP_ERROR, OSError) as error:
         raise ModelError(
-            f"downloading {source.repo} at {source.commit} failed: {_line(error)}; what has arrived is "
-            "kept, run again to go on"
+            f"downloading {source.repo} at {source.commit} failed: {_line(error.__cause__ or error)}; what has "
+            "arrived is kept, run again to go on"
         ) from error
 
 
@@ -183,7 +184,7 @@ def _remember(source: Source) -> None:
 
 
 def _source(ref: CheckpointRef, repo: str, revision: str | None, weights: bool, code: bool = False) -> Source:
-    folder = Path(repo).expanduser()
+    folder = Path(repo).expanduser().absolute()  # a worker may run elsewhere
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"{repo} is a local folder and has no revision {revision!r}; leave the revision out")

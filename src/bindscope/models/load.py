@@ -19,7 +19,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import align_module_device
@@ -130,6 +130,7 @@ def load(
             trust_remote_code=remote,
             local_files_only=True,
             weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             device_map=where,
             offload_folder=_offload(where),
         )
@@ -208,7 +209,13 @@ def check_scaling(config: PreTrainedConfig) -> None:
         )
 
 
-def _check_weights(model: PreTrainedModel, info: dict[str, set[str]], name: str) -> None:
+def _check_weights(model: PreTrainedModel, info: dict[str, set[Any]], name: str) -> None:
+    if odd := sorted(info["mismatched_keys"]):
+        key, found, wanted = odd[0]
+        raise ModelError(
+            f"{len(odd)} tensors of {name} have another shape than its config says, first {key!r} {list(found)} for "
+            f"{list(wanted)}; config and weights do not belong together, so nothing is measured"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"the weights of {name} lack {len(missing)} tensors, first {missing[0]!r}; transformers would "
