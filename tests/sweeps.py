@@ -31,7 +31,7 @@ def checkpoints(folder: Path, words: PreTrainedTokenizerFast, steps: Iterable[in
 
 def catalogue(monkeypatch: pytest.MonkeyPatch, steps: Iterable[int], name: str = "lab", repo: str = REPO) -> None:
     """Put a suite of hub revisions called stepN into the catalogue."""
-    row = {"repo": repo, "bos": "on", "revisions": [[f"step{n}", n] for n in steps]}
+    row = suites.Row.model_validate({"repo": repo, "bos": "on", "revisions": [[f"step{n}", n] for n in steps]})
     rows = dict(suites._rows()) | {name: row}
     monkeypatch.setattr(suites, "_rows", lambda: rows)
 
