@@ -127,7 +127,11 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file into the folder, whole or not at all. Raises StoreError."""
-        _atomic(self.root / name, lambda temp: temp.write_bytes(text.encode("utf-8", "replace")))
+        return self.write_bytes(name, text.encode("utf-8", "replace"))
+
+    def write_bytes(self, name: str, content: bytes) -> Path:
+        """Write a file into the folder, whole or not at all. Raises StoreError."""
+        _atomic(self.root / name, lambda temp: temp.write_bytes(content))
         return self.root / name
 
     def write_run(self, run: RunFile) -> None:

@@ -76,6 +76,7 @@ class Bindings:
             "task": prompt.task,
             "kind": prompt.kind,
             "n_tokens": len(item.encoded.ids),
+            "prefix": item.encoded.prefix,
             "tokens": self._pieces(item),
             "k": span.k if span else None,
             "span": list(span.tokens) if span else None,
@@ -85,8 +86,7 @@ class Bindings:
         }
 
     def _pieces(self, item: Item) -> list[str]:
-        """The text as its tokens cut it, special tokens in front by name; a character of several tokens is the first's.
-        """
+        """The text as its tokens cut it, special tokens in front by name. A letter of several tokens is the last's."""
         code, end, out = item.encoded, 0, list[str]()
         for _, stop in code.offsets[code.prefix :]:
             out.append(code.text[end : max(end, stop)])
@@ -145,7 +145,7 @@ def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
 
 
 _IDENTITY = (
-    "prompt", "question", "term", "group", "task", "kind", "n_tokens", "tokens", "k", "span", "span_strings",
+    "prompt", "question", "term", "group", "task", "kind", "n_tokens", "prefix", "tokens", "k", "span", "span_strings",
     "occurrences", "reason",
 )  # fmt: skip
 #: Columns of a prompt whose term has a span; all None where it has none.

@@ -1,8 +1,8 @@
 """Whole attention rows of a term's tokens: where its last token looks, and binding weighted by what attention carries.
 
-A head that attends to a null value binds nothing. The weight of key j for head h at position i is ||A[i, j] v_j W_O^h|| as a share of the same over all keys of i (after
-Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the output projection. BSI built from it is the mean
-over pairs i > j.
+A head that attends to a null value binds nothing. The weight of key j for head h at position i is ||A[i, j] v_j W_O^h||
+as a share of the same over all keys of i (after Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the
+output projection. BSI built from it is the mean over pairs i > j.
 """
 
 from __future__ import annotations
