@@ -1,4 +1,4 @@
-"""Draws the pictures of the README and of docs/ from a run of the tiny suite:  python docs/images.py runs/tiny docs/images
+"""Draws the pictures of README and docs/ from a run of the tiny suite:  python docs/images.py runs/tiny docs/images
 
 The page is drawn by `bindscope report` and looked at by Chromium (Debian: chromium); paper.pdf, where it is there, by
 pdftoppm (poppler-utils).
@@ -47,7 +47,7 @@ with sync_playwright() as browsers:
         ("dark", 1100, "claim-V", "report-claim.png"),
         ("light", 360, "", "report-phone.png"),
     ):
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
         page.goto((store.root / "report.html").resolve().as_uri() + f"#{anchor}")
         page.locator("#x").wait_for(state="attached")
         page.wait_for_timeout(300)

@@ -1,7 +1,8 @@
-"""Invented results folders: numbers drawn at random in plausible places, written through the store as a run writes them."""
+"""Invented results folders: random but plausible numbers, written through the store as a run writes them."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,15 @@ from bindscope.store import RunFile, Store, Unit
 
 KINDS = ("definition", "benefit", "implementation", "failure", "audit")
 OPENINGS = (*KINDS, "tutorial")
-WORDS = [
-    "the",
-    "page",
-    "screen",
-    "reader",
-    "text",
-    "of",
-    "a",
-    "button",
-    "that",
-    "speech",
-    "alternative",
-    "image",
-    "form",
-    "label",
-    "is",
-    "read",
-    "aloud",
-    "by",
-    "with",
-    "keyboard",
-    "focus",
-    "contrast",
-    "heading",
-    "region",
-    "order",
-    "link",
-    "user",
-    "can",
-    "not",
-    "see",
-    "but",
-    "hears",
-    "when",
-    "moves",
-    "through",
-    "content",
-    "and",
-    "which",
-    "makes",
-]
+WORDS = (
+    *("the", "page", "screen", "reader", "text", "button", "that", "speech", "image", "form", "label", "read", "aloud"),
+    *("by", "with", "keyboard", "focus", "contrast", "heading", "region", "order", "link", "user", "hears", "through"),
+)
+
+
+def _fixed(name: str) -> np.random.Generator:
+    """The same draws for one name in every checkpoint: texts are the study's, not the model's."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 class Invention:
@@ -145,7 +114,7 @@ class Invention:
     def _bound(self, prompt: str, term: str, group: str, task: str, kind: str) -> dict[str, Any]:
         k = 2 + (sum(map(ord, term)) % 2)
         start, n = 6, 30
-        words = [f" {w}" for w in self.rng.choice(WORDS, n)]
+        words = [f" {w}" for w in _fixed(prompt).choice(WORDS, n)]
         tokens = ["<s>", *words[: start - 1], *[f" {term}{self.mark}" for _ in range(k)], *words[start - 1 :]]
         bsi = self.rng.beta(1, 6, (self.layers, self.heads)) * (0.1 + self.at)
         eb = bsi.max(1) - bsi.mean(1)
@@ -208,7 +177,8 @@ class Invention:
         out = []
         for term in self.terms:
             for kind in KINDS:
-                options = [f"{' '.join(self.rng.choice(WORDS, 6))}{self.mark} {i}" for i in range(4)]
+                texts = _fixed(f"{term} {kind}").choice(WORDS, (4, 6))
+                options = [f"{' '.join(text)}{self.mark} {i}" for i, text in enumerate(texts)]
                 for rotation in range(4):
                     gold = rotation
                     scores = self.rng.normal(-2, 0.4, 4)

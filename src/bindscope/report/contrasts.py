@@ -143,7 +143,7 @@ def _forest(data: pd.DataFrame, label: str, axis: str, zero: float = 0.0) -> Any
     )
     shape = alt.Shape("reading:N", legend=key, scale=alt.Scale(domain=names, range=[s for s, _ in _READINGS.values()]))
     base = alt.Chart(kept).encode(
-        alt.Y(f"{label}:N", sort=order, title=None).axis(labelLimit=330, ticks=False, grid=True),
+        alt.Y(f"{label}:N", sort=order, title=None).axis(labelLimit=470, ticks=False, grid=True),
         alt.YOffset("reading:N", sort=names),
         color,
     )

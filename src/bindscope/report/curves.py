@@ -40,29 +40,35 @@ def over_steps(steps: Any, scale: Scale, column: str = "step") -> alt.X:
 
 
 def lines(
-    table: pd.DataFrame, columns: Mapping[str, str], axis: str, scale: Scale = "log", size: tuple[int, int] = (560, 280)
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    axis: str,
+    scale: Scale = "log",
+    size: tuple[int, int] = (560, 280),
+    top: float | None = None,
 ) -> alt.LayerChart:
     """Curves of one suite over its steps, not yet styled.
 
     table: a row per checkpoint. columns: column -> label, at most six; where `<column>_low` and `<column>_high` exist
-    they are drawn as a band.
+    they are drawn as a band. top: where the vertical axis ends, so that panels can be compared.
     """
     data = pd.concat([_line(table, column, label) for column, label in columns.items()], ignore_index=True)
     labels = list(columns.values())
     key = alt.Legend(title=None, orient="top", columns=1, symbolStrokeWidth=0)
+    tall = alt.Scale(zero=True) if top is None else alt.Scale(domain=[0, top], nice=True)
     step = over_steps(data["step"], scale)
     base = alt.Chart(data).encode(step)
     bands = [
         base.transform_filter(alt.datum.line == label)
         .mark_area(opacity=0.16, color=color)
-        .encode(alt.Y("low:Q", title=axis), alt.Y2("high:Q"))
+        .encode(alt.Y("low:Q", title=axis, scale=tall), alt.Y2("high:Q"))
         for label, color in zip(labels, SERIES, strict=False)
     ]
     n = len(labels)
     color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=labels, range=SERIES[:n]))
     dash = alt.StrokeDash("line:N", legend=None, scale=alt.Scale(domain=labels, range=DASHES[:n]))
     shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=labels, range=SHAPES[:n]))
-    value = alt.Y("value:Q", title=axis).scale(zero=True)
+    value = alt.Y("value:Q", title=axis, scale=tall)
     curve = base.mark_line(strokeWidth=2.2).encode(value, color, dash)
     points = base.mark_point(filled=True, size=46, opacity=1).encode(value, color, shape)
     return alt.layer(*bands, curve, points).properties(width=size[0], height=size[1])
@@ -98,8 +104,9 @@ def emergence(found: Material) -> Iterator[Figure]:
                 if column not in part or part[column].isna().all():
                     continue
                 shown = {column: _KIND[0]} | ({other: _KIND[1]} if other and part[other].notna().any() else {})
-                panel = lines(part, shown, axis, scale, (255, 165)).properties(title=f"{line(suite)}: {title}")
-                row.append(panel)
+                top = float(found.summary[[c for c in _ends(column) if c in found.summary]].max().max())
+                panel = lines(part, shown, axis, scale, (255, 165), top)
+                row.append(panel.properties(title=f"{line(suite)}: {title}"))
             rows.append(alt.hconcat(*row, bounds="flush", spacing=66))
         chart = alt.vconcat(*rows).resolve_scale(color="shared", strokeDash="shared", shape="shared")
         told = " ".join(_told(suite, part) for suite, part in trained)

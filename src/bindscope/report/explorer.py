@@ -61,7 +61,7 @@ def _suite(found: Material, name: str, binding: pd.DataFrame) -> dict[str, Any]:
         rows = {row["prompt"]: row for row in part.to_dict("records")}
         scores = heads.loc[heads["revision"] == revision, "previous_token_score"].to_list()
         values = [
-            _values(rows.get(p["id"]), scores, *(group.get(p["question"], []) for group in here)) for p in prompts
+            _values(p, rows.get(p["id"]), scores, *(group.get(p["question"], []) for group in here)) for p in prompts
         ]
         points.append({"label": place(part.iloc[0].to_dict()), "values": values})
     wide = int(heads["head"].max()) + 1 if len(heads) else 1
@@ -98,6 +98,7 @@ def _prompt(row: dict[Any, Any], questions: pd.DataFrame | None) -> dict[str, An
 
 
 def _values(
+    prompt: dict[str, Any],
     row: dict[Any, Any] | None,
     previous: list[float],
     asked: list[dict[Any, Any]],
@@ -107,6 +108,8 @@ def _values(
     """What one checkpoint gave for one prompt; None where it was not measured on it."""
     if row is None:
         return None
+    if [plain(token) for token in row["tokens"]] != prompt["tokens"]:
+        return {"cut": True}  # another tokenizer than at the first checkpoint: its rows do not fit the tokens shown
     out: dict[str, Any] = {}
     if pd.notna(row["eb_star"]):
         out = {"eb": _milli(row["eb_star"]), "null": _milli(row["null_mean"]), "excess": _milli(row["excess"])}

@@ -81,44 +81,27 @@ class Figure:
 def styled(chart: Any) -> Any:
     """The chart in the house style."""
     ink, soft = COLOR["ink"], COLOR["soft"]
-    axis = {
-        "labelFontSize": 12,
-        "titleFontSize": 12.5,
-        "titleFontWeight": "normal",
-        "labelColor": ink,
-        "titleColor": ink,
-        "domainColor": COLOR["axis"],
-        "tickColor": COLOR["axis"],
-        "gridColor": COLOR["grid"],
-        "titlePadding": 8,
-    }
-    return (
-        chart.configure(
-            font="Helvetica, Arial, Liberation Sans, sans-serif", background=COLOR["paper"], aria=False, padding=6
-        )
-        .configure_axis(**axis)
-        .configure_legend(
-            labelFontSize=12.5,
-            titleFontSize=12.5,
-            titleFontWeight="normal",
-            labelColor=ink,
-            titleColor=ink,
-            labelLimit=420,
-            symbolSize=110,
-            symbolStrokeWidth=2.5,
-        )
-        .configure_header(labelFontSize=12.5, labelColor=ink, titleColor=ink, labelLimit=300, titleFontSize=12.5)
-        .configure_title(
-            fontSize=13.5, color=ink, subtitleColor=soft, anchor="start", fontWeight="bold", subtitleFontSize=11.5
-        )
-        .configure_view(stroke=COLOR["grid"])
-        .configure_text(color=ink, fontSize=11.5)
+    letters = {"labelFontSize": 12.5, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": ink}
+    lines = {"domainColor": COLOR["axis"], "tickColor": COLOR["axis"], "gridColor": COLOR["grid"], "titlePadding": 8}
+    keys = {"labelLimit": 420, "symbolSize": 110, "symbolStrokeWidth": 2.5}
+    title = {"fontSize": 13.5, "anchor": "start", "fontWeight": "bold", "color": ink}
+    return chart.configure(
+        font="Helvetica, Arial, Liberation Sans, sans-serif",
+        background=COLOR["paper"],
+        aria=False,
+        padding=6,
+        axis=letters | lines | {"labelFontSize": 12, "titleColor": ink},
+        legend=letters | keys | {"titleColor": ink},
+        header=letters | {"labelLimit": 300, "titleColor": ink},
+        title=title | {"subtitleColor": soft, "subtitleFontSize": 11.5},
+        view={"stroke": COLOR["grid"]},
+        text={"color": ink, "fontSize": 11.5},
     )
 
 
 def svg(chart: alt.TopLevelMixin) -> str:
     """The chart as an SVG document, drawn without a browser or network."""
-    return str(vl_convert.vegalite_to_svg(chart.to_json()))
+    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
 
 
 def png(document: str, scale: float = 2.0) -> bytes:
