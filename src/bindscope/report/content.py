@@ -11,7 +11,7 @@ from bindscope.report.figures import figures
 from bindscope.report.material import Material, gather
 from bindscope.report.table import Table
 from bindscope.report.tables import tables
-from bindscope.report.text import count, line, number, place, span
+from bindscope.report.text import at, count, line, number, span
 from bindscope.stats.analysis import Analysis
 from bindscope.stats.answers import LIMITS, QUESTIONS, Answer, State, answers
 from bindscope.stats.observations import studied
@@ -20,6 +20,7 @@ from bindscope.store import Store
 #: State of a claim -> a sign and a word that stand for it.
 _SIGNS: dict[State, tuple[str, str]] = {
     "both": ("\u25cf", "Both readings"),
+    "in part": ("\u25d2", "In part"),
     "published only": ("\u25d0", "Published reading only"),
     "controlled only": ("\u25d1", "Controlled reading only"),
     "neither": ("\u25cb", "Neither reading"),
@@ -155,7 +156,7 @@ def _asked(found: Material) -> str:
 def _answer(name: str, part: pd.DataFrame) -> str:
     """What the numbers say, in words, without a claim that they do not carry."""
     last = part.iloc[-1]
-    where = "" if len(part) == 1 else f" at the last of {len(part)} checkpoints ({place(last.to_dict())})"
+    where = "" if len(part) == 1 else f" at the last of {len(part)} checkpoints ({at(last.to_dict())})"
     text = f"{line(name)}{where}: binding strength (EB*) is {number(last['eb_star'])}"
     if pd.isna(last["excess"]):
         text += "; there are too few other windows to compare it with (see run facts)."

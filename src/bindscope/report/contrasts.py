@@ -31,7 +31,7 @@ def against_k(found: Material) -> Iterator[Figure]:
         panels = []
         for group in groups:
             control = part[part["group"] == group]
-            panels.append(_k_panel(real, control, wide).properties(width=200, height=150, title=line(group)))
+            panels.append(_k_panel(real, control, wide).properties(width=182, height=150, title=line(group)))
         chart = alt.concat(*panels, columns=4).resolve_scale(color="shared", shape="shared", y="shared")
         ends = part.groupby("k")["eb_star"].mean()
         text = (

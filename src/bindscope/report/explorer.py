@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bindscope.report.material import Material
-from bindscope.report.text import place, plain
+from bindscope.report.text import at, plain
 from bindscope.stats.observations import studied
 
 
@@ -63,7 +63,7 @@ def _suite(found: Material, name: str, binding: pd.DataFrame) -> dict[str, Any]:
         values = [
             _values(p, rows.get(p["id"]), scores, *(group.get(p["question"], []) for group in here)) for p in prompts
         ]
-        points.append({"label": place(part.iloc[0].to_dict()), "values": values})
+        points.append({"label": at(part.iloc[0].to_dict()), "values": values})
     wide = int(heads["head"].max()) + 1 if len(heads) else 1
     return {"name": plain(name), "heads": wide, "prompts": prompts, "checkpoints": points}
 

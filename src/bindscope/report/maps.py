@@ -10,7 +10,7 @@ import pandas as pd
 
 from bindscope.report.figure import COLOR, STEPS, Figure, styled
 from bindscope.report.material import Material
-from bindscope.report.text import count, line, number, place
+from bindscope.report.text import at, count, line, number, place
 
 #: Up to this many cells their numbers are written into them.
 _WRITTEN = 520
@@ -91,12 +91,11 @@ def heads(found: Material) -> Iterator[Figure]:
                 )
             )
         names = ", ".join(f"{r['layer']}.{r['head']}" for r in top.to_dict("records"))
-        where = place(part.iloc[0].to_dict())
-        title = alt.TitleParams(f"{line(str(suite))}, step {where}", subtitle=f"outlined, by BSI: {names}")
+        where = at(part.iloc[0].to_dict())
+        title = alt.TitleParams(f"{line(str(suite))}, {where}", subtitle=f"outlined, by BSI: {names}")
         rows.append(alt.hconcat(*row, spacing=36).resolve_scale(size="independent").properties(title=title))
         said.append(
-            f"{line(str(suite))} at step {where}, layer.head from 0: "
-            + "; ".join(_head(r) for r in top.to_dict("records"))
+            f"{line(str(suite))} at {where}, layer.head from 0: " + "; ".join(_head(r) for r in top.to_dict("records"))
         )
     columns = [
         "suite",
@@ -165,7 +164,7 @@ def sentences(found: Material) -> Iterator[Figure]:
         data = part.assign(term=part["term"].map(line), kind=[_kind(r) for r in part.to_dict("records")])
         order = data.groupby("term")["eb_star"].mean().sort_values(ascending=False).index.to_list()
         kinds = list(dict.fromkeys(data["kind"]))
-        x = alt.X("kind:N", sort=kinds, title=None).axis(orient="top", labelAngle=-40, ticks=False, labelLimit=170)
+        x = alt.X("kind:N", sort=kinds, title=None).axis(orient="top", labelAngle=-40, ticks=False, labelLimit=230)
         y = alt.Y("term:N", sort=order, title=None).axis(ticks=False, labelLimit=230)
         chart = _cells(data, x, y, "eb_star", float(data["eb_star"].max()), "EB*")
         chart = chart.properties(width=46 * len(kinds), height=19 * len(order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -32,7 +33,17 @@ _SHOTS = {
 def tables(found: Material) -> list[Table]:
     """Every table that the run carries."""
     makers = (checkpoints, pairs, statistics, controls, positions, scores, few_shot, edits, sampling, tokens)
-    return [table for maker in makers for table in maker(found) if table.rows]
+    made = [table for maker in makers for table in maker(found) if table.rows]
+    return made if len(found.suites) > 1 else [_alone(table) for table in made]
+
+
+def _alone(table: Table) -> Table:
+    """The table without its column of suites, where there is one suite and something else names the rows."""
+    if "Suite" not in table.head or table.keys < 2:
+        return table
+    at = list(table.head).index("Suite")
+    rows = [[cell for i, cell in enumerate(row) if i != at] for row in table.rows]
+    return replace(table, head=[h for h in table.head if h != "Suite"], rows=rows, keys=table.keys - 1)
 
 
 def _value(row: Mapping[Any, Any], name: str, digits: int = 3) -> str:

@@ -49,6 +49,11 @@ def place(row: Mapping[Any, Any]) -> str:
     return line(str(row["revision"])) if pd.isna(row["step"]) else f"{int(row['step']):,}"
 
 
+def at(row: Mapping[Any, Any]) -> str:
+    """`place` in a sentence: step 6,000, or the revision."""
+    return place(row) if pd.isna(row["step"]) else f"step {place(row)}"
+
+
 def count(n: int, noun: str) -> str:
     """1 term, 2 terms."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

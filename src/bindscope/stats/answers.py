@@ -9,8 +9,9 @@ import pandas as pd
 
 from bindscope.stats.analysis import PAIRS
 
-#: What the two readings of a claim come to. open: the controlled reading is missing.
-State = Literal["both", "published only", "controlled only", "neither", "open"]
+#: What the two readings of a claim come to. in part: the controlled one holds for some groups, edits or controls only;
+#: open: it is missing.
+State = Literal["both", "in part", "published only", "controlled only", "neither", "open"]
 
 ALPHA = 0.05
 QUESTIONS = {
@@ -47,6 +48,7 @@ _WORDS: dict[State, str] = {
     "both": "Yes, as published and when controlled.",
     "published only": "As published, yes; when controlled, no evidence for it.",
     "controlled only": "Not as published, but yes when controlled.",
+    "in part": "As published, yes; when controlled, in part.",
     "neither": "No evidence for it in either reading.",
     "open": "These data cannot say.",
 }
@@ -80,6 +82,8 @@ def _read(claim: str, rows: pd.DataFrame) -> tuple[State, str]:
         return _validity(rows)
     if claim == "C5":
         return _edits(rows)
+    if claim == "C3":
+        return _unlocked(rows)
     if claim == "C2":
         return _stability(rows)
     if claim == "robustness":
@@ -101,11 +105,9 @@ def _state(published: bool, controlled: bool) -> State:
 
 
 def _published(claim: str, row: pd.Series) -> bool:
-    """Whether the study would call the claim supported: p at most 0.05 in its direction, or for C3 a gain above 0."""
+    """Whether the study would call the claim supported: p at most 0.05 in its direction."""
     if pd.isna(row["value"]):
         return False
-    if claim == "C3":
-        return bool(row["value"] > 0)
     middle = 0.5 if claim in ("C1-B", "C4-B") else 0.0
     return bool(row["value"] > middle and row["p"] <= ALPHA)
 
@@ -124,6 +126,8 @@ def _validity(rows: pd.DataFrame) -> tuple[State, str]:
     if parts["controlled"].empty:
         return "open", "These data cannot say when controlled: no control group has a match at equal token counts."
     state = _state(above["published"] > 0, above["controlled"] > 0)
+    if 0 < above["controlled"] < len(parts["controlled"]):
+        state = "in part"
     groups = len(parts["published"]), len(parts["controlled"])
     return state, (
         f"As published, more than {above['published']} of {groups[0]} control groups; at equal token counts in the "
@@ -131,13 +135,40 @@ def _validity(rows: pd.DataFrame) -> tuple[State, str]:
     )
 
 
+def _unlocked(rows: pd.DataFrame) -> tuple[State, str]:
+    """The exemplar's gain against both of its controls: another term's exemplar, and a paraphrase without keywords."""
+    found = {(r["quantity"], r["reading"]): r for r in rows.to_dict("records") if pd.notna(r["value"])}
+    gain = found.get((PAIRS["C3"][0], "published"))
+    controls = {
+        "behind another term's exemplar it is {} less": found.get((PAIRS["C3"][1], "controlled")),
+        "a paraphrase without keywords adds {}": found.get(("gain with a paraphrased exemplar (pp)", "controlled")),
+    }
+    kept = {what: row for what, row in controls.items() if row is not None}
+    if gain is None or not kept:
+        return "open", "These data cannot say when controlled: no other kind of exemplar was measured."
+    each = [what.format(f"{r['value']:.1f} [{r['low']:.1f}, {r['high']:.1f}]") for what, r in kept.items()]
+    text = f"The term's own exemplar adds {gain['value']:.1f} points to the score; {'; '.join(each)}."
+    if (copied := found.get(("share of matched keywords that stand in the exemplar", "controlled"))) is not None:
+        text += f" {100 * copied['value']:.0f}% of the keywords it brings stand in it."
+    held = [r["low"] > 0 for r in kept.values()]
+    if any(held) and not all(held):
+        return "in part", text
+    return _state(bool(gain["value"] > 0), all(held)), text
+
+
 def _edits(rows: pd.DataFrame) -> tuple[State, str]:
     called = {reading: rows.loc[rows["reading"] == reading, "reason"] for reading in ("published", "controlled")}
-    counts = {reading: int(part.str.startswith("coupled").sum()) for reading, part in called.items()}
-    state = _state(counts["published"] > 0, counts["controlled"] > 0)
+    verdicts = called["controlled"].str.partition(":")[0].value_counts()
+    coupled = int(called["published"].str.startswith("coupled").sum()), int(verdicts.get("coupled", 0))
+    state = _state(coupled[0] > 0, coupled[1] > 0)
+    if 0 < coupled[1] < len(called["controlled"]):
+        state = "in part"
+    elif set(verdicts.index) <= {"ceiling", "floor"}:
+        state = "open"  # there was nothing to lose, or nothing to see it by
+    told = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
     return state, (
-        f"As published, {counts['published']} of {len(called['published'])} edits count as coupled; against random "
-        f"heads, {counts['controlled']} of {len(called['controlled'])}."
+        f"As published, {coupled[0]} of {len(called['published'])} edits count as coupled; against random heads: {told} "
+        f"(of {len(called['controlled'])})."
     )
 
 

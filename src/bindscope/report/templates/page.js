@@ -89,7 +89,7 @@
       const said = !values ? "not measured at this checkpoint"
         : values.cut ? "cut into other tokens than at the first checkpoint, so not shown" : values.eb === undefined ? `no binding value: ${item.reason}`
         : `EB* ${number(values.eb)}, window null ${number(values.null)}, excess ${number(values.excess)}`;
-      byId("x-status").textContent = `${item.term}, ${item.kind}, step ${at.label}: ${said}.`;
+      byId("x-status").textContent = `${item.term}, ${item.kind}, ${at.label}: ${said}.`;
       boxes();
     }
 
