@@ -56,7 +56,7 @@ def _made(first: Store, second: Store) -> Iterator[str]:
         a, b = sides[0][key], sides[1][key]
         ways = how(a), how(b)
         told = [
-            f"{name}: {ways[0][name]} in the first run, {ways[1][name]} in the second"
+            f"{name}: {ways[0][name]} (first run), {ways[1][name]} (second run)"
             for name in ways[0]
             if ways[0][name] != ways[1][name]
         ]

@@ -96,6 +96,7 @@ def emergence(found: Material) -> Iterator[Figure]:
     if not trained:
         return
     scales: tuple[Scale, ...] = ("log", "linear")
+    what = "Binding and behavior" if {"accuracy", "generation"} & set(found.summary) else "Binding"
     for scale in scales:
         rows = []
         for suite, part in trained:
@@ -115,7 +116,7 @@ def emergence(found: Material) -> Iterator[Figure]:
         yield Figure(
             f"emergence-{scale}",
             "",
-            f"Binding and behavior over training, {scale} scale",
+            f"{what} over training, {scale} scale",
             styled(chart),
             told,
             data,

@@ -11,6 +11,7 @@ import gzip
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bindscope.report.material import Material
@@ -89,7 +90,7 @@ def _prompt(row: dict[Any, Any], questions: pd.DataFrame | None) -> dict[str, An
         "tokens": [plain(t) for t in row["tokens"]],
         "span": [] if row["span"] is None else [int(s) for s in row["span"]],
         "k": None if pd.isna(row["k"]) else int(row["k"]),
-        "reason": plain(row["reason"] or ""),
+        "reason": plain(row["reason"]) if isinstance(row["reason"], str) else "",
     }
     if questions is not None:
         plainly = questions.iloc[0]
@@ -113,7 +114,7 @@ def _values(
     out: dict[str, Any] = {}
     if pd.notna(row["eb_star"]):
         out = {"eb": _milli(row["eb_star"]), "null": _milli(row["null_mean"]), "excess": _milli(row["excess"])}
-        if row.get("top_heads") is not None:
+        if isinstance(row.get("top_heads"), np.ndarray):  # an older version did not store them
             out["top"] = [
                 [
                     int(head),

@@ -130,13 +130,13 @@ def _validity(rows: pd.DataFrame) -> tuple[State, str]:
         state = "in part"
     groups = len(parts["published"]), len(parts["controlled"])
     return state, (
-        f"As published, more than {above['published']} of {groups[0]} control groups; at equal token counts in the "
-        f"same sentences, more than {above['controlled']} of {groups[1]}."
+        f"As published, terms stand above {above['published']} of {groups[0]} control groups; at equal token counts in "
+        f"the same sentences, above {above['controlled']} of {groups[1]}."
     )
 
 
 def _unlocked(rows: pd.DataFrame) -> tuple[State, str]:
-    """The exemplar's gain against both of its controls: another term's exemplar, and a paraphrase without keywords."""
+    """The exemplar's gain against both controls: another term's exemplar, and a paraphrase without keywords."""
     found = {(r["quantity"], r["reading"]): r for r in rows.to_dict("records") if pd.notna(r["value"])}
     gain = found.get((PAIRS["C3"][0], "published"))
     controls = {
@@ -166,9 +166,10 @@ def _edits(rows: pd.DataFrame) -> tuple[State, str]:
     elif set(verdicts.index) <= {"ceiling", "floor"}:
         state = "open"  # there was nothing to lose, or nothing to see it by
     told = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
+    n = {reading: len(part) for reading, part in called.items()}
     return state, (
-        f"As published, {coupled[0]} of {len(called['published'])} edits count as coupled; against random heads: {told} "
-        f"(of {len(called['controlled'])})."
+        f"As published, {coupled[0]} of {n['published']} edits count as coupled; against random heads: {told} "
+        f"(of {n['controlled']})."
     )
 
 
