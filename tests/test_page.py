@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from bindscope.report import files
+from bindscope.report import comparison, files
 from bindscope.stats.analysis import analyse
+from bindscope.store import Store
 from stores import Invention
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install '.[dev]')")
@@ -60,7 +61,7 @@ def browser() -> Iterator[Any]:
 class Visit:
     """An open page, with what it requested and complained about."""
 
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+    def __init__(self, browser: Any, path: Path, wait: str = "#x:not([hidden])", **options: Any) -> None:
         self.context = browser.new_context(**{"reduced_motion": "reduce", "offline": True} | options)
         self.page = self.context.new_page()
         self.requests: list[str] = []
@@ -71,7 +72,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.faults.append(f"dialog: {dialog.message}"))
         self.page.goto(path.as_uri())
         if options.get("java_script_enabled", True):
-            self.page.locator("#x:not([hidden])").wait_for()
+            self.page.locator(wait).first.wait_for()
 
     def violations(self) -> list[str]:
         """What axe-core finds. The rows of a table are alike: three of each stand for all, others are left out."""
@@ -116,6 +117,25 @@ def test_no_rule_of_axe_is_broken_in_any_state(visit: Any, plain_page: Path, sch
 
 def test_no_rule_of_axe_is_broken_before_anything_is_opened(visit: Any, plain_page: Path) -> None:
     assert visit(plain_page).violations() == []
+
+
+def test_zoomed_to_200_percent_nothing_is_cut_off(visit: Any, plain_page: Path) -> None:
+    """1,280 pixels at 200% are 640 of the page's: it flows anew, only figures and tables scroll."""
+    at = visit(plain_page, viewport={"width": 640, "height": 400}, device_scale_factor=2)
+    at.open_all()
+    assert at.page.evaluate("document.documentElement.scrollWidth") <= 640
+    wide = "[...document.querySelectorAll('main p, main li, main dd, summary, select, button')].filter((e) => "
+    assert at.page.evaluate(f"{wide} e.offsetParent && e.getBoundingClientRect().right > 641).length") == 0
+
+
+def test_the_comparison_breaks_no_rule(visit: Any, plain_page: Path, tmp_path: Path) -> None:
+    other = Invention(tmp_path / "other", suites=2, steps=6, terms=3, seed=1).store
+    compared, _ = comparison.write(other, Store(plain_page.parent, create=False))
+    at = visit(compared, wait=".downloads:not([hidden])")
+    at.open_all()
+    assert at.violations() == []
+    assert at.faults == []
+    assert at.requests == [compared.as_uri()]
 
 
 def test_hostile_text_is_only_text(visit: Any, hostile_page: Path) -> None:
@@ -211,8 +231,6 @@ def test_the_explorer_by_keyboard_alone(visit: Any, plain_page: Path) -> None:
 
 
 def test_the_explorer_shows_what_the_store_holds(visit: Any, plain_page: Path) -> None:
-    from bindscope.store import Store
-
     store = Store(plain_page.parent, create=False)
     binding, asked = store.read("binding"), store.read("recognition")
     row = binding[

@@ -76,8 +76,13 @@ class Content:
         return len(self.found.suites) > 1
 
     @property
+    def lead(self) -> list[Figure]:
+        """The figure to begin with, where the run has checkpoints to draw it from."""
+        return [f for f in self.figures if f.name == "emergence-log"]
+
+    @property
     def training(self) -> list[Figure]:
-        return [f for f in self.figures if f.name.startswith(("emergence", "terms", "layers"))]
+        return [f for f in self.figures if f.name.startswith(("emergence-linear", "terms", "layers"))]
 
     @property
     def heads(self) -> list[Figure]:

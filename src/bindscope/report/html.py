@@ -68,7 +68,6 @@ def write(store: Store, content: Content) -> Path:
         units=len(found.run.units),
         drawing=lambda figure: Markup(inline(content.documents[figure.name], figure.name)),  # parsed, escaped again
         numbers=numbers_of,
-        trained=any(f.name == "emergence-log" for f in content.figures),
         explorable="tokens" in binding,
         data=_HOLE,
         tokens=_tokens(binding),

@@ -89,7 +89,7 @@ def _data(store: Store, content: Content) -> dict[str, Any]:
             }
             for card in content.cards
         ],
-        "training": [drawn[f.name] for f in content.training],
+        "training": [drawn[f.name] for f in (*content.lead, *content.training)],
         "heads": [drawn[f.name] for f in content.heads],
         "spread": [drawn[f.name] for f in content.spread],
         "facts": [[line(name), line(value)] for name, value in known["facts"]],
