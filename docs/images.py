@@ -1,11 +1,19 @@
-"""Draws the pictures of the README from a run of the tiny suite:  python docs/images.py runs/tiny docs/images"""
+"""Draws the pictures of README and docs/ from a run of the tiny suite:  python docs/images.py runs/tiny docs/images
 
+The page is drawn by `bindscope report` and looked at by Chromium (Debian: chromium); paper.pdf, where it is there, by
+pdftoppm (poppler-utils).
+"""
+
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+from playwright.sync_api import sync_playwright
 
-from bindscope.report.figures import emergence, png
+from bindscope.report.curves import lines as curves
+from bindscope.report.figure import png, styled, svg
 from bindscope.stats.groups import by_group
 from bindscope.stats.summary import by_checkpoint
 from bindscope.store import Store
@@ -15,7 +23,7 @@ out.mkdir(parents=True, exist_ok=True)
 
 
 def draw(table: pd.DataFrame, lines: dict[str, str], title: str, axis: str, name: str) -> None:
-    (out / name).write_bytes(png(emergence(table, lines, title, axis)))
+    (out / name).write_bytes(png(svg(styled(curves(table, lines, axis).properties(title=title)))))
 
 
 groups = by_group(store.read("binding"))
@@ -29,3 +37,24 @@ draw(table.reset_index(), lines, "Binding of two tokens, same sentences", "EB*",
 summary = by_checkpoint(store.read("binding"), store.read("recognition"))
 lines = {"accuracy": "recognition accuracy", "chance": "chance"}
 draw(summary, lines, "Recognition", "accuracy", "tiny-recognition.png")
+
+with sync_playwright() as browsers:
+    chromium = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    for scheme, width, anchor, name in (
+        ("light", 1100, "", "report-light.png"),
+        ("dark", 1100, "", "report-dark.png"),
+        ("light", 1100, "explorer", "report-explorer.png"),
+        ("dark", 1100, "claim-V", "report-claim.png"),
+        ("light", 360, "", "report-phone.png"),
+    ):
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+        page.goto((store.root / "report.html").resolve().as_uri() + f"#{anchor}")
+        page.locator("#x").wait_for(state="attached")
+        page.wait_for_timeout(300)
+        page.screenshot(path=out / name)
+    chromium.close()
+
+if (paper := store.root / "paper.pdf").exists():
+    subprocess.run(
+        ["pdftoppm", "-r", "60", "-png", "-f", "1", "-l", "1", "-singlefile", paper, out / "paper"], check=True
+    )

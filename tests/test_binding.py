@@ -96,9 +96,11 @@ def test_eb_star_of_the_published_files_is_the_maximum_over_layers() -> None:
 def test_windows_are_every_allowed_run_of_tokens(k: int, forbidden: set[int], seed: int) -> None:
     A = _attention(2, 3, 14, seed)
     P = _band(A, 4)
-    found = b.windows(P, k, forbidden)
+    found = b.windows(P, k, b.window_starts(P.shape[2], k, forbidden))
     allowed = [s for s in range(1, 14 - k + 1) if not forbidden & set(range(s, s + k))]
     assert found.starts.tolist() == allowed
+    each = [b.head_values(P, s, k).bsi for s in allowed]
+    np.testing.assert_allclose(found.bsi, np.sum(each, 0) if each else np.zeros((2, 3)), atol=1e-9)
     for s, star, mass in zip(allowed, found.eb_star, found.eb_star_mass, strict=True):
         v = b.head_values(P, s, k)
         assert star == pytest.approx(float(b.eb(v.bsi).max()), abs=1e-9)

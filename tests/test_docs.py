@@ -54,8 +54,8 @@ def test_the_report_answers_the_claims(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     for part in (
         "What the study",
-        "C3, what does an exemplar unlock?",
-        "C5, do the binding heads matter?",
+        "C3: What does an exemplar unlock?",
+        "C5: Do the binding heads matter?",
         "Heads taken out",
     ):
         assert part in page

@@ -22,7 +22,7 @@ from bindscope.cli import main
 from bindscope.errors import ModelError, RequestError
 from bindscope.measure.attention import hooked
 from bindscope.measure.checkpoint import READ, measure
-from bindscope.measure.valued import value_weighted
+from bindscope.measure.valued import span_rows
 from bindscope.models.borrow import borrowed, inner
 from bindscope.models.load import load
 from bindscope.models.suites import suite
@@ -164,10 +164,10 @@ def test_adapters_are_measured_as_active(adapted: Any, words: PreTrainedTokenize
     assert abs(found["binding"]["eb_star"] - bare["binding"]["eb_star"]).max() > 1e-3
     texts, spans = [tuple(range(5, 25))], [(3, 4, 5)]
     with borrowed(wrapped, words) as loaded, hooked(loaded.model):
-        mine = value_weighted(loaded.model, texts, spans)
+        (mine,) = span_rows(loaded.model, texts, spans)
     with hooked(merged):
-        theirs = value_weighted(merged, texts, spans)
-    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+        (theirs,) = span_rows(merged, texts, spans)
+    np.testing.assert_allclose(mine.valued, theirs.valued, atol=1e-5)
 
 
 @other_warnings

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindscope.cli import main
-from bindscope.report.figures import emergence, svg
-from bindscope.report.html import number
+from bindscope.report.curves import lines
+from bindscope.report.figure import inline, styled, svg
+from bindscope.report.text import number
 from bindscope.stats.resample import cluster_mean
 from bindscope.stats.summary import by_checkpoint, excluded
 
@@ -38,7 +39,7 @@ def test_markup_in_every_text_is_escaped(tmp_path: Path, suite_folder: Path) -> 
     (tmp_path / "s.yaml").write_text(json.dumps(study))
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 2  # the data and the program of the page
     assert "<b onload" not in page
     assert page.count("&lt;script&gt;") >= 4
     assert "no/xxxxx" in page  # the suite that failed is named
@@ -53,10 +54,13 @@ def test_figure_draws_every_point_and_escapes_labels() -> None:
     table = pd.DataFrame(
         {"step": [0, 10, 100], "a": [0.1, 0.2, 0.3], "a_low": [0.0, 0.1, 0.2], "a_high": [0.2, 0.3, 0.4]}
     )
-    drawn = svg(emergence(table, {"a": "<i>label</i>"}, "Title", "axis"))
+    drawn = svg(styled(lines(table, {"a": "<i>label</i>"}, "axis")))
     assert drawn.startswith("<svg")
     assert "<i>" not in drawn
-    assert len(re.findall(r'aria-roledescription="point"', drawn)) == 3
+    page = inline(drawn, "figure")
+    assert "&lt;i&gt;label&lt;/i&gt;" in page
+    assert len(re.findall(r'<path [^>]*d="M3\.\d,0A', page)) == 3  # a circle for each point
+    assert not re.search(r'(fill|stroke)="#', page.replace('fill="#fff"', ""))  # the page's theme colors every mark
 
 
 def _tables() -> tuple[pd.DataFrame, pd.DataFrame]:

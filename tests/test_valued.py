@@ -11,7 +11,7 @@ import torch
 import models
 from bindscope.measure.attention import hooked
 from bindscope.measure.trunk import layers
-from bindscope.measure.valued import projections, value_weighted
+from bindscope.measure.valued import projections, span_rows
 
 TEXTS = [tuple(range(3, 13)), (20, 21, 22, 23, 24), tuple(range(30, 41))]
 SPANS = [(2, 3, 4), (0, 1), (7, 8, 9, 10)]
@@ -56,10 +56,14 @@ def _by_hand(model: Any, text: tuple[int, ...], span: tuple[int, ...], name: str
 def test_value_weighted_by_hand(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
     with hooked(model):
-        found = value_weighted(model, TEXTS, SPANS)
-    assert found is not None
+        found = span_rows(model, TEXTS, SPANS)
     for text, span, mine in zip(TEXTS, SPANS, found, strict=True):
-        np.testing.assert_allclose(mine, _by_hand(model, text, span, name), atol=1e-5)
+        assert mine.valued is not None
+        np.testing.assert_allclose(mine.valued, _by_hand(model, text, span, name), atol=1e-5)
+        with torch.inference_mode():  # the model is eager by now
+            maps = model(torch.tensor([text]), output_attentions=True).attentions
+        rows = np.stack([m[0, :, span[-1], : span[-1] + 1].numpy() for m in maps])
+        np.testing.assert_allclose(mine.last, rows, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
@@ -69,9 +73,11 @@ def test_every_architecture_has_a_known_projection(name: str) -> None:
     assert weights is not None
     assert len(weights) == 3
     with hooked(model):
-        found = value_weighted(model, TEXTS, SPANS)
-    assert found is not None
-    assert all(values.shape == (3, 6) and ((values >= 0) & (values <= 1)).all() for values in found)
+        found = span_rows(model, TEXTS, SPANS)
+    for values in (row.valued for row in found):
+        assert values is not None
+        assert values.shape == (3, 6)
+        assert ((values >= 0) & (values <= 1)).all()
 
 
 def test_a_null_value_binds_nothing() -> None:
@@ -81,6 +87,7 @@ def test_a_null_value_binds_nothing() -> None:
         model.get_input_embeddings().weight[4] = 0  # a zero residual stays zero through RMSNorm: its value is null
     text, span = (3, 4, 5, 6), (1, 2)
     with hooked(model):
-        (found,) = value_weighted(model, [text], [span]) or []
+        ((_, found),) = span_rows(model, [text], [span])
+    assert found is not None
     assert found[0].max() == 0
     assert found[1:].max() > 0  # later layers have written to that position

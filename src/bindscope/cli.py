@@ -20,8 +20,7 @@ from bindscope.errors import BindscopeError, RequestError
 from bindscope.records import Bos, Dtype
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from bindscope.stats.analysis import Analysis
     from bindscope.store import Store
 
 app = typer.Typer(
@@ -77,7 +76,7 @@ def run(
         suites_of(name)
     store = _store(out)
     from bindscope.execute.sweep import Options
-    from bindscope.report import html
+    from bindscope.report.files import write
 
     options = Options(accept_flags, evict)
     with store.lock():
@@ -92,8 +91,8 @@ def run(
                 result = cluster.run(wanted, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        answers, said = _answers(store)
-        outcome(store, result, html.write(store, said), answers)
+        answers, found = _answers(store)
+        outcome(store, result, write(store, found)[0], answers)
     return 1 if result.errors else 0
 
 
@@ -268,12 +267,25 @@ def analyse(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Results folder of a run.")]) -> None:
-    """Write report.html again from stored results; no model is needed."""
-    from bindscope.report import html
+def report(
+    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two instead.")] = None,
+    paper: Annotated[bool, typer.Option("--pdf", help="Typeset paper.pdf too.")] = False,
+) -> None:
+    """Write report.html, figures/ and tables/ again from stored results, or compare two folders; no model is needed."""
+    from bindscope.report.files import write
 
     store = _store(folder, create=False)
-    print(html.write(store, _answers(store)[1]))
+    if other is not None:
+        from bindscope.display import compared
+        from bindscope.report import comparison
+
+        if paper:
+            raise RequestError("--pdf is for the report of one folder; leave it out beside two")
+        compared(*comparison.write(store, _store(other, create=False)))
+        return
+    for path in write(store, _answers(store)[1], paper):
+        print(path)
 
 
 @app.command()
@@ -312,14 +324,14 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _answers(store: Store) -> tuple[Path | None, pd.DataFrame | None]:
-    """The folder with every claim's tables, and the sentences; nothing for a run that asks no recognition questions."""
+def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
+    """The folder with every claim's tables, and the analysis; nothing for a run that asks no recognition questions."""
     from bindscope.stats.analysis import analyse, write
 
     if store.read("recognition").empty:
         return None, None
     found = analyse(store)
-    return Path(write(found, store)[0]).parent, found.sentences
+    return Path(write(found, store)[0]).parent, found
 
 
 def _store(folder: Path, create: bool = True) -> Store:

@@ -18,6 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from bindscope.records import CheckpointRef
+from bindscope.report.text import chance
 
 if TYPE_CHECKING:
     from bindscope.doctor import Finding
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bindscope.models.suites import Suite
     from bindscope.quick import Look
     from bindscope.stats.analysis import Analysis
+    from bindscope.stats.changes import Changes
     from bindscope.store import Store
 
 _OUT = Console(highlight=False)
@@ -186,6 +188,24 @@ def outcome(store: Store, result: Outcome, report: Path, answers: Path | None) -
     _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
 
 
+def compared(page: Path, found: Changes) -> None:
+    """Two runs: what was not made alike, and the differences at the last checkpoint that both have."""
+    for note in found.notes:
+        _OUT.print(f"Note: {note}", markup=False, soft_wrap=True)
+    for suite, part in found.checkpoints.groupby("suite", sort=False):
+        last = part[part["revision"] == part["revision"].iloc[-1]]
+        table = Table(title=escape(f"{suite}, {last['revision'].iloc[0]}"), box=box.SIMPLE_HEAD, title_justify="left")
+        for name in ("quantity", "first", "second", "difference", "95% interval", "p", "pairs"):
+            table.add_column(name, justify="left" if name == "quantity" else "right")
+        for row in last.to_dict("records"):
+            interval = "-" if pd.isna(row["low"]) else f"{row['low']:+.3f} {row['high']:+.3f}"
+            table.add_row(row["quantity"], _number(row["first"]), _number(row["second"]), f"{row['difference']:+.3f}",
+                          interval, chance(row["p"]).removeprefix("p ").removeprefix("= "), str(row["n"]))  # fmt: skip
+        _OUT.print(table)
+    _OUT.print("difference: first less second, paired by prompt; interval: jackknife over terms.")
+    _OUT.print(f"All checkpoints and terms: {page.resolve()}", markup=False, soft_wrap=True)
+
+
 def looks(loaded: Loaded, found: Sequence[Look]) -> None:
     """Per term its tokens, EB* with its null, and the heads that bind it."""
     shape = f"{loaded.layers} layers x {loaded.heads} heads, {loaded.dtype}, BOS {loaded.bos}"
@@ -217,11 +237,40 @@ def looks(loaded: Loaded, found: Sequence[Look]) -> None:
                 "yes" if head.is_previous_token else "no",
             )
         _OUT.print(table)
+        for text in head_map(item.bsi, _OUT.width, _OUT.encoding):
+            _OUT.print(f"  {text}", markup=False, no_wrap=True, overflow="crop")
+    _OUT.print(
+        "Map: BSI of every head, layers upward, heads to the right; in hundredths where there is room. A shade darker "
+        "above 0.10, 0.25, 0.50 and 0.75."
+    )
     _OUT.print(
         "Heads are layer.head, from 0. A previous-token head gives more than half of its attention on neutral text "
         "to the token before; rank 1 has the highest such score of all heads. null: windows of k tokens elsewhere "
         "in the same texts; percentile: near 1, the term is bound more than almost all of them."
     )
+
+
+#: BSI above each of these is one shade darker.
+_LIMITS = (0.1, 0.25, 0.5, 0.75)
+_SHADES = {True: " \u2591\u2592\u2593\u2588", False: " .:+#"}
+
+
+def head_map(bsi: Sequence[Sequence[float]], width: int, encoding: str) -> list[str]:
+    """A layer-by-head map in characters, the last layer first: a shade, and the value in hundredths where `width`
+    columns have room for it. Plain ASCII where the encoding has no shades."""
+    if not bsi:
+        return []
+    heads, shades = len(bsi[0]), _SHADES[encoding.lower().replace("-", "") == "utf8"]
+    written = 8 + 4 * heads <= width
+    step = 4 if written else 2 if 8 + 2 * heads <= width else 1
+
+    def cell(value: float) -> str:
+        shade = shades[sum(value > limit for limit in _LIMITS)]
+        return f"{shade}{min(round(100 * value), 99):02d} " if written else shade * min(2, step)
+
+    lines = [f"{layer:>4} {''.join(map(cell, row)).rstrip()}" for layer, row in reversed(list(enumerate(bsi)))]
+    every = max(1, -(-4 // step))  # so that numbers of heads do not touch
+    return [*lines, "     " + "".join(f"{h:<{step * every}}" for h in range(0, heads, every)).rstrip()]
 
 
 def audit_table(table: pd.DataFrame) -> None:

@@ -39,7 +39,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Look:
-    """What one term looks like in one model; means over its prompts. None with a `reason` where it has no value."""
+    """What one term looks like in one model; means over its prompts. None with a `reason` where it has no value.
+
+    bsi: of every head, a row per layer; empty where the term has no value.
+    """
 
     term: str
     tokens: tuple[str, ...]
@@ -53,6 +56,7 @@ class Look:
     percentile: float | None
     best_layer: int | None
     heads: tuple[Head, ...]
+    bsi: tuple[tuple[float, ...], ...]
     reason: str | None
 
     def plain(self) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _present(loaded: Loaded, term: Term, text: str) -> None:
 def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads: int) -> Look:
     found = rows[rows["reason"].isna()]
     if found.empty:
-        return Look(term.name, (), None, 0, None, None, None, 0, None, None, None, (), str(rows["reason"].iloc[0]))
+        return Look(term.name, (), None, 0, None, None, None, 0, None, None, None, (), (), str(rows["reason"].iloc[0]))
     bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
     ranks = (-pts).argsort().argsort() + 1
     top = tuple(
@@ -139,6 +143,7 @@ def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads
         _mean(found, "percentile"),
         int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()),
         top,
+        tuple(tuple(row) for row in bsi.reshape(loaded.layers, loaded.heads).tolist()),
         _only(found["null_reason"]),
     )
 

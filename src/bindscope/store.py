@@ -149,7 +149,7 @@ class Store:
         return self.write_bytes(name, text.encode("utf-8", "replace"))
 
     def write_bytes(self, name: str, content: bytes) -> Path:
-        """The same for any content: a shard that was made elsewhere."""
+        """Write a file into the folder, whole or not at all. Raises StoreError."""
         _atomic(self.root / name, lambda temp: temp.write_bytes(content))
         return self.root / name
 

@@ -79,29 +79,35 @@ def uniform_baseline(start: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Windows:
-    """EB* and EB*_mass of windows of k consecutive tokens, with the same maxima over heads and layers as a term."""
+    """EB* and EB*_mass of windows of k consecutive tokens, with the same maxima over heads and layers as a term, and
+    bsi (L, H): the sum of every head's BSI over the windows."""
 
     k: int
     starts: NDArray[np.int64]
     eb_star: Array
     eb_star_mass: Array
+    bsi: Array
 
 
-def windows(P: Band, k: int, forbidden: Iterable[int]) -> Windows:
-    """Every window of k tokens of one prompt that avoids position 0 and the `forbidden` positions."""
-    T = P.shape[2]
-    blocked = np.zeros(T, bool)
+def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.int64]:
+    """Where windows of k tokens begin that avoid position 0 and the `forbidden` positions."""
+    blocked = np.zeros(length, bool)
     blocked[[0, *forbidden]] = True
-    starts = np.array([s for s in range(1, T - k + 1) if not blocked[s : s + k].any()], dtype=np.int64)
+    return np.array([s for s in range(1, length - k + 1) if not blocked[s : s + k].any()], dtype=np.int64)
+
+
+def windows(P: Band, k: int, starts: NDArray[np.int64]) -> Windows:
+    """The windows of k tokens of one prompt that begin at `starts`."""
     if not len(starts):
-        return Windows(k, starts, np.empty(0), np.empty(0))
+        return Windows(k, starts, np.empty(0), np.empty(0), np.zeros(P.shape[:2]))
     pair_sum = mass_sum = np.zeros((P.shape[0], P.shape[1], len(starts)))
     for i in range(1, k):
         row = P[:, :, starts + i, 1 : i + 1].astype(np.float64).sum(-1)  # sum_{j<i} A[s_i, s_j], (L, H, n)
         pair_sum = pair_sum + row
         mass_sum = mass_sum + row
     pairs = k * (k - 1) / 2
-    return Windows(k, starts, eb(pair_sum / pairs).max(0), eb(mass_sum / (k - 1)).max(0))
+    bsi = pair_sum / pairs
+    return Windows(k, starts, eb(bsi).max(0), eb(mass_sum / (k - 1)).max(0), bsi.sum(-1))
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,24 @@ import numpy as np
 
 from bindscope.measure import binding as b
 from bindscope.measure.prepare import Item
+from bindscope.measure.valued import SpanRows
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement
 from bindscope.terms.spans import find, tokens_of
 
+#: How many of the heads with the highest BSI keep the attention row of the term's last token.
+_TOP = 5
 #: Pools of null windows are told apart by k and by whether the text is a carrier sentence.
 _Pool = tuple[int, bool]
 
 
 @dataclass
 class _Windows:
-    """Null windows of one pool, a chunk per prompt."""
+    """Null windows of one pool, a chunk per prompt; bsi (L, H): the sum of every head's BSI over all of them."""
 
     prompts: list[str] = field(default_factory=list)
     chunks: list[b.Windows] = field(default_factory=list)
+    bsi: Any = 0.0
 
 
 class Bindings:
@@ -52,11 +56,15 @@ class Bindings:
         if band is not None:
             self._windows(item, band)
 
-    def valued(self, found: Mapping[int, b.Array]) -> None:
-        """Value-weighted BSI (L, H) of the prompts that have it, by place."""
+    def rows(self, found: Mapping[int, SpanRows]) -> None:
+        """What whole attention rows tell of the prompts whose term has a span, by place."""
         for row in self._rows:
-            if (values := found.get(row["place"])) is not None:
-                row |= {"eb_star_value": float(b.eb(values).max()), "value_bsi": values.ravel()}
+            if (seen := found.get(row["place"])) is not None:
+                top = np.argsort(-row["bsi"], kind="stable")[:_TOP]
+                last = seen.last.reshape(-1, seen.last.shape[-1])
+                row |= {"top_heads": top.tolist(), "top_rows": [last[i].tolist() for i in top]}
+                if seen.valued is not None:
+                    row |= {"eb_star_value": float(b.eb(seen.valued).max()), "value_bsi": seen.valued.ravel()}
 
     def _identity(self, item: Item) -> dict[str, Any]:
         span, prompt = item.span, item.prompt
@@ -68,12 +76,22 @@ class Bindings:
             "task": prompt.task,
             "kind": prompt.kind,
             "n_tokens": len(item.encoded.ids),
+            "prefix": item.encoded.prefix,
+            "tokens": self._pieces(item),
             "k": span.k if span else None,
             "span": list(span.tokens) if span else None,
             "span_strings": [self._tokenizer.decode([item.encoded.ids[i]]) for i in span.tokens] if span else None,
             "occurrences": span.occurrences if span else len(find(prompt.text, prompt.term, prompt.aliases)),
             "reason": item.reason,
         }
+
+    def _pieces(self, item: Item) -> list[str]:
+        """The text as its tokens cut it, special tokens in front by name. A letter of several tokens is the last's."""
+        code, end, out = item.encoded, 0, list[str]()
+        for _, stop in code.offsets[code.prefix :]:
+            out.append(code.text[end : max(end, stop)])
+            end = max(end, stop)
+        return [self._tokenizer.decode([i]) for i in code.ids[: code.prefix]] + out
 
     def _windows(self, item: Item, band: b.Band) -> None:
         """Null windows of the prompt; texts that begin alike give equal numbers as far as they agree: counted once."""
@@ -84,21 +102,25 @@ class Bindings:
         marks = [i for i, t in enumerate(item.encoded.ids) if t in self._special or i < item.encoded.prefix]
         prefixes = _prefix_digests(item.encoded.ids)
         for k in self._ks:
-            w = b.windows(band, k, [*mine, *marks])
-            names = [(k, carrier, prefixes[s + k - 1]) for s in w.starts]
+            starts = b.window_starts(len(item.encoded.ids), k, [*mine, *marks])
+            names = [(k, carrier, prefixes[s + k - 1]) for s in starts]
             fresh = np.array([name not in self._seen for name in names], dtype=bool)
             self._seen.update(names)
             if fresh.any():
-                pool = self._null[k, carrier]
+                pool, w = self._null[k, carrier], b.windows(band, k, starts[fresh])
                 pool.prompts.append(prompt.id)
-                pool.chunks.append(b.Windows(k, w.starts[fresh], w.eb_star[fresh], w.eb_star_mass[fresh]))
+                pool.chunks.append(w)
+                pool.bsi = pool.bsi + w.bsi
 
     def tables(self, pts: b.Array, least: int) -> tuple[Measurement, Measurement]:
         """The tables `binding` and `windows`. pts: previous-token scores (L, H); least: windows a null must have."""
         samples = _samples(self._null)
+        heads = {pool: w.bsi / sum(len(c.starts) for c in w.chunks) for pool, w in self._null.items()}
         rows = sorted(self._rows, key=lambda row: row["place"])
         for row in rows:
             row |= _against(row, samples, pts, least)
+            if row.get("null_mean") is not None:
+                row["null_bsi"] = heads[row["k"], row["carrier"]].ravel()
         names = [name for name in (*_IDENTITY, *_MEASURED) if rows]
         binding = Measurement("binding", {name: [row.get(name) for row in rows] for name in names})
         chunks = [(name, c) for pool in self._null.values() for name, c in zip(pool.prompts, pool.chunks, strict=True)]
@@ -123,7 +145,7 @@ def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
 
 
 _IDENTITY = (
-    "prompt", "question", "term", "group", "task", "kind", "n_tokens", "k", "span", "span_strings",
+    "prompt", "question", "term", "group", "task", "kind", "n_tokens", "prefix", "tokens", "k", "span", "span_strings",
     "occurrences", "reason",
 )  # fmt: skip
 #: Columns of a prompt whose term has a span; all None where it has none.
@@ -134,6 +156,7 @@ _MEASURED = (
     "mass_null_mean", "mass_excess", "mass_percentile",
     "position_null_n", "position_null_mean", "position_excess", "position_percentile", "position_null_reason",
     "bsi_pts_r", "best_head_is_pts", "bsi", "mass", "sink", "value_bsi",
+    "null_bsi", "top_heads", "top_rows",
 )  # fmt: skip
 
 

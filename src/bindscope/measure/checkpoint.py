@@ -26,7 +26,7 @@ from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, 
 from bindscope.measure.prepare import Item, prepare, previous_token_scores
 from bindscope.measure.recognition import continuation, recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
-from bindscope.measure.valued import value_weighted
+from bindscope.measure.valued import span_rows
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement, Prompt, Protocol
 from bindscope.terms.spans import encode
@@ -135,9 +135,8 @@ def _read(
             if progress is not None:
                 progress(1)
         bound = [(place, item) for place, item in enumerate(items) if item.prompt.binds and item.span]
-        carried = value_weighted(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
-        if carried is not None:
-            bindings.valued({place: v for (place, _), v in zip(bound, carried, strict=True)})
+        seen = span_rows(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
+        bindings.rows({place: row for (place, _), row in zip(bound, seen, strict=True)})
     rows = [scored[place] for place in sorted(scored)]
     recognition = Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
     return [*bindings.tables(pts, protocol.min_null), _heads(loaded, pts), recognition]

@@ -52,9 +52,8 @@ def scores(model: PreTrainedModel, items: Sequence[Item], pts: b.Array, packed: 
             for chars in find(item.encoded.text, item.prompt.term, item.prompt.aliases)
             for t in tokens_of(item.encoded, chars)
         ]
-        starts = _starts(len(item.encoded.ids), k, {*mine, *range(item.encoded.prefix)})
-        for start in starts:
-            null[k] = null.get(k, 0) + b.head_values(reading.band, start, k).bsi
+        starts = b.window_starts(len(item.encoded.ids), k, [*mine, *range(item.encoded.prefix)])
+        null[k] = null.get(k, 0) + b.windows(reading.band, k, starts).bsi
         windows[k] += len(starts)
     n = sum(counts.values())
     bsi = sum(sums.values()) / n
@@ -64,10 +63,6 @@ def scores(model: PreTrainedModel, items: Sequence[Item], pts: b.Array, packed: 
         expected = sum(null[k] / windows[k] * counts[k] for k in ks) / n
         out["excess"] = np.asarray(bsi - expected)
     return out
-
-
-def _starts(length: int, k: int, forbidden: set[int]) -> list[int]:
-    return [s for s in range(1, length - k + 1) if not forbidden & set(range(s, s + k))]
 
 
 def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator[HeadSet]:

@@ -1,13 +1,14 @@
-"""Value-weighted binding: attention counts by what it carries. A head that attends to a null value binds nothing.
+"""Whole attention rows of a term's tokens: where its last token looks, and binding weighted by what attention carries.
 
-The weight of key j for head h at position i is ||A[i, j] v_j W_O^h|| as a share of the same over all keys of i (after
-Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the output projection. BSI built from it is the mean
-over pairs i > j.
+A head that attends to a null value binds nothing. The weight of key j for head h at position i is ||A[i, j] v_j W_O^h||
+as a share of the same over all keys of i (after Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the
+output projection. BSI built from it is the mean over pairs i > j.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ from bindscope.measure.trunk import layers
 _PROJECTIONS = ("o_proj", "dense", "c_proj", "out_proj", "wo")
 #: Tokens in one batch.
 _BATCH_TOKENS = 2048
+
+
+class SpanRows(NamedTuple):
+    """last: (L, H, S) attention of the term's last token to each of the S positions up to its own; valued: (L, H)
+    value-weighted BSI, None where W_O is not known."""
+
+    last: NDArray[np.float32]
+    valued: NDArray[np.float64] | None
 
 
 def projections(model: PreTrainedModel) -> dict[int, Tensor] | None:
@@ -66,18 +75,17 @@ def _named(attention: torch.nn.Module) -> torch.nn.Module | None:
 
 
 @torch.no_grad()
-def value_weighted(
+def span_rows(
     model: PreTrainedModel, texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
-) -> list[NDArray[np.float64]] | None:
-    """(L, H) value-weighted BSI for the term at each text's span; None where W_O is not known. Under `hooked`.
+) -> list[SpanRows]:
+    """What whole rows tell of the term at each text's span. The model must be under `hooked`.
 
     Texts are cut behind the term, which causal attention cannot tell.
     """
     weights = projections(model)
-    if weights is None:
-        return None
-    gram = {i: w @ w.transpose(1, 2) for i, w in weights.items()}  # ||v W||^2 = v (W W^T) v^T, (H, d, d)
-    out: dict[int, NDArray[np.float64]] = {}
+    # ||v W||^2 = v (W W^T) v^T, (H, d, d)
+    gram = None if weights is None else {i: w @ w.transpose(1, 2) for i, w in weights.items()}
+    out: dict[int, SpanRows] = {}
     order, fitting = sorted(range(len(texts)), key=lambda i: -spans[i][-1]), Fitting()
     start = 0
     while start < len(order):
@@ -89,26 +97,37 @@ def value_weighted(
 
 
 def _batch(
-    model: PreTrainedModel, gram: dict[int, Tensor], texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
-) -> list[NDArray[np.float64]]:
+    model: PreTrainedModel,
+    gram: dict[int, Tensor] | None,
+    texts: Sequence[tuple[int, ...]],
+    spans: Sequence[tuple[int, ...]],
+) -> list[SpanRows]:
     T, k = max(span[-1] + 1 for span in spans), max(map(len, spans))
     ids = torch.zeros(len(texts), T, dtype=torch.long)
     for b, (text, span) in enumerate(zip(texts, spans, strict=True)):
         ids[b, : span[-1] + 1] = torch.tensor(text[: span[-1] + 1])
     queries = torch.tensor([[*span, *[span[-1]] * (k - len(span))] for span in spans], device=model.device)
+    rows: dict[int, Tensor] = {}
     shares: dict[int, Tensor] = {}
 
     def capture(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        v = value.float()
-        size = torch.einsum("bhsd,hde,bhse->bhs", v, gram[layer].to(v.device), v).clamp(min=0).sqrt()
-        carried = probabilities(queries.to(v.device)) * size[:, :, None]
-        shares[layer] = (carried / carried.sum(-1, keepdim=True)).cpu()
+        p = probabilities(queries.to(z.device))
+        rows[layer] = p[:, :, -1].cpu()
+        if gram is not None:
+            v = value.float()
+            size = torch.einsum("bhsd,hde,bhse->bhs", v, gram[layer].to(v.device), v).clamp(min=0).sqrt()
+            carried = p * size[:, :, None]
+            shares[layer] = (carried / carried.sum(-1, keepdim=True)).cpu()
         return z
 
     with recording(rewire=capture):
         model(ids.to(model.device), use_cache=False)
-    stack = torch.stack([shares[i] for i in range(len(shares))], 1).numpy()  # (B, L, H, k, S)
-    return [
-        np.mean([stack[b, :, :, i, span[j]] for i in range(1, len(span)) for j in range(i)], 0, dtype=np.float64)
-        for b, span in enumerate(spans)
-    ]
+    last = torch.stack([rows[i] for i in range(len(rows))], 1).numpy()  # (B, L, H, S)
+    valued: list[NDArray[np.float64] | None] = [None] * len(spans)
+    if gram is not None:
+        stack = torch.stack([shares[i] for i in range(len(shares))], 1).numpy()  # (B, L, H, k, S)
+        valued = [
+            np.mean([stack[b, :, :, i, span[j]] for i in range(1, len(span)) for j in range(i)], 0, dtype=np.float64)
+            for b, span in enumerate(spans)
+        ]
+    return [SpanRows(last[b, :, :, : span[-1] + 1], valued[b]) for b, span in enumerate(spans)]

@@ -16,6 +16,10 @@ from bindscope.stats.result import Result
 Floats = NDArray[np.float64]
 _PLACE = ["suite", "revision", "step"]
 _CONDITION = ["ranking", "mode", "k"]
+#: Outcome, the task whose prompts it is of, and its column.
+OUTCOMES = (
+    ("accuracy", "recognition", "score"), ("margin", "recognition", "margin"), ("generation", "generation", "score"),
+)  # fmt: skip
 #: At or above this baseline accuracy the questions leave nothing to see; at or below chance plus this, nothing to lose.
 CEILING, ABOVE_CHANCE = 0.95, 0.05
 #: A specificity inside these bounds (90% interval) is called no effect: accuracy, and margin in nats per token.
@@ -47,10 +51,7 @@ def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: fl
         base = part[part["set"] == "baseline"]
         for condition, cell in part[part["set"] != "baseline"].groupby(_CONDITION, sort=False):
             losses = _losses(mine, condition, loss)
-            for outcome, task, column in (
-                ("accuracy", "recognition", "score"), ("margin", "recognition", "margin"),
-                ("generation", "generation", "score"),
-            ):  # fmt: skip
+            for outcome, task, column in OUTCOMES:
                 values = _values(base, cell, task, column)
                 if values is not None:
                     found = _effect(values, outcome, chance, alpha)
@@ -65,6 +66,47 @@ def _losses(sets: pd.DataFrame, condition: tuple[Any, ...], base: float) -> dict
         f"loss_{name}": float(chosen.loc[chosen["set"] == name, "neutral_loss"].mean()) - base
         for name in ("top", "bottom", "random")
     }
+
+
+def draws(ablation: pd.DataFrame) -> pd.DataFrame:
+    """The drop under every set of heads: a row per suite, checkpoint, ranking, mode, size, outcome, set and draw.
+
+    Means over prompts; the random sets are the null that the top set is one more draw of. `specificity` and p of
+    `effects` come from these drops.
+    """
+    rows = []
+    if ablation.empty:
+        return pd.DataFrame()
+    for place, part in ablation.groupby(_PLACE, sort=False, dropna=False):
+        base = part[part["set"] == "baseline"]
+        for condition, cell in part[part["set"] != "baseline"].groupby(_CONDITION, sort=False):
+            identity = dict(zip((*_PLACE, *_CONDITION), (*place, *condition), strict=True))
+            for outcome, task, column in OUTCOMES:
+                if (values := _values(base, cell, task, column)) is None:
+                    continue
+                whole = float(values.base.mean())
+                for name, each in (("top", [values.top]), ("bottom", [values.bottom]), ("random", values.random)):
+                    for draw, found in enumerate(each):
+                        drop = whole - float(found.mean())
+                        rows.append(identity | {"outcome": outcome, "set": name, "draw": draw, "drop": drop})
+    return pd.DataFrame(rows)
+
+
+def dose(found: pd.DataFrame) -> pd.DataFrame:
+    """`draws` by number of heads: the drop of the top and the bottom set, the mean and central 95% of random ones.
+
+    One row per suite, checkpoint, ranking, mode, outcome and k.
+    """
+    keys = [*_PLACE, "ranking", "mode", "outcome", "k"]
+    rows = []
+    for key, part in found.groupby(keys, sort=False, dropna=False) if not found.empty else ():
+        by = {name: cell["drop"].to_numpy() for name, cell in part.groupby("set")}
+        low, high = np.quantile(by["random"], [0.025, 0.975])
+        rows.append(dict(zip(keys, key, strict=True)) | {
+            "top": by["top"][0], "bottom": by["bottom"][0], "random": float(by["random"].mean()),
+            "random_low": float(low), "random_high": float(high), "sets": len(by["random"]),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 class _Values(NamedTuple):

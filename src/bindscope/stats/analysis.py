@@ -21,7 +21,7 @@ from bindscope.stats.runs import across_runs
 from bindscope.store import Store
 
 #: Per claim, the quantity whose published and controlled readings are set side by side in words.
-_PAIRS = {
+PAIRS = {
     "C1-A": ("rho(EB*, accuracy), all checkpoints", "r(EB*, accuracy) within terms and checkpoints"),
     "C1-B": ("share of terms that EB* leads", "share of terms that EB* leads"),
     "C3": ("gain with an exemplar (pp)", "gain over another term's exemplar (pp)"),
@@ -165,7 +165,7 @@ def sentences(frame: pd.DataFrame) -> dict[str, str]:
         if claim in ("V", "C5"):
             out[claim] = _validity(rows) if claim == "V" else _edits(rows)
             continue
-        first, second = _PAIRS[claim]
+        first, second = PAIRS[claim]
         published = rows[(rows["reading"] == "published") & (rows["quantity"] == first)]
         controlled = rows[(rows["reading"] == "controlled") & (rows["quantity"] == second)]
         out[claim] = f"As published: {_said(published)}. Controlled: {_said(controlled)}.{_verdict(claim, controlled)}"

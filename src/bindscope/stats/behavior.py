@@ -110,6 +110,29 @@ def gains(generation: pd.DataFrame, few_shot: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def shots(gained: pd.DataFrame) -> pd.DataFrame:
+    """Means of `gains` by suite, checkpoint and kind of exemplar: score, gain over no exemplar, intervals over terms.
+
+    A kind that was not measured has no row. matched, copied: keywords behind the term's own exemplar, and those of them
+    that stand in it.
+    """
+    rows = []
+    for place, part in gained.groupby(_PLACE, sort=False, dropna=False) if not gained.empty else ():
+        for name in ("zero", *_SHOTS.values()):
+            if name not in part:
+                continue
+            score = cluster_mean(part[name], part["term"])
+            row = dict(zip(_PLACE, place, strict=True)) | {"exemplar": name, "prompts": len(part), "score": score.mean}
+            row |= {"score_low": score.low, "score_high": score.high}
+            if name != "zero":
+                gain = cluster_mean(part[name] - part["zero"], part["term"])
+                row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+            if name == "exemplar":
+                row |= {"matched": int(part["matched"].sum()), "copied": int(part["copied"].sum())}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def variability(table: pd.DataFrame) -> pd.DataFrame:
     """Spread of the rubric score over seeds, by suite, checkpoint, temperature and term.
 

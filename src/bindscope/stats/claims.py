@@ -332,6 +332,34 @@ def _decoupled(eb: np.ndarray, known: np.ndarray, half: int) -> tuple[dict[str, 
     return observed, {"value": rate, "p": binomial_p(k, n, rate), "n": n, "clusters": 1, "cluster": "training run"}
 
 
+def halves(table: pd.DataFrame) -> pd.DataFrame:
+    """What C4-B counts: per term the rank correlation of EB* and behavior over the early and over the late checkpoints,
+    and whether they decouple (early > 0 and late <= 0); terms that are constant over a half are left out. Empty below
+    six checkpoints."""
+    names, eb, known = series(table)
+    half = eb.shape[1] // 2 if eb.size else 0
+    if half < 3:
+        return pd.DataFrame(columns=["term", "early", "late", "decoupled"])
+    early, late = (_rank_correlation(eb[:, cut], known[:, cut]) for cut in (slice(0, half), slice(-half, None)))
+    out = pd.DataFrame({"term": names, "early": early, "late": late}).dropna()
+    return out.assign(decoupled=(out["early"] > 0) & (out["late"] <= 0))
+
+
+def paths(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per term and checkpoint: t, step, EB* and behavior, means over the term's prompts and tasks, and the half
+    of training (early, late, or the middle checkpoint of an odd number) where there are four checkpoints or more."""
+    names, eb, known = series(table)
+    order = table.drop_duplicates("t").sort_values("t")
+    count, half = len(order), len(order) // 2
+    when = ["early" if t < half else "late" if t >= count - half else "middle" for t in range(count)]
+    rows = [
+        {"term": name, "t": t, "revision": place.revision, "step": place.step, "eb_star": eb[i, t],
+         "behavior": known[i, t], "half": when[t] if count >= 4 else None}
+        for i, name in enumerate(names) for t, place in enumerate(order.itertuples())
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["term", "t", "revision", "step", "eb_star", "behavior", "half"])
+
+
 def _strict(eb: np.ndarray, known: np.ndarray, half: int) -> np.ndarray:
     """1 where a term decouples, 0 where not, NaN where a half is constant."""
     early = _rank_correlation(eb[:, :half], known[:, :half])

@@ -1,0 +1,178 @@
+"""Two results folders -> compared.html: what differs in how they were made, and by how much their numbers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+from markupsafe import Markup
+
+from bindscope.report.curves import threshold_rule
+from bindscope.report.explorer import packed
+from bindscope.report.facts import how
+from bindscope.report.figure import COLOR, Figure, inline, styled, svg
+from bindscope.report.html import numbers_of, render
+from bindscope.report.table import Table
+from bindscope.report.text import chance, count, line, number, span
+from bindscope.stats.changes import Changes, changes
+from bindscope.store import Store
+
+_QUANTITIES = ["EB*", "excess", "accuracy", "margin", "generation"]
+
+
+def write(first: Store, second: Store) -> tuple[Path, Changes]:
+    """Write compared.html into the first folder. Raises RequestError where the two share nothing."""
+    found = changes(first, second)
+    found = replace(found, notes=(*_made(first, second), *found.notes))
+    figure, listed = _figure(found), [_checkpoints(found), _terms(found)]
+    document = svg(figure.chart)
+    csv = {table.name: table.data.to_csv(index=False) for table in listed}
+    csv[figure.name] = figure.data.to_csv(index=False)
+    page = render(
+        "compared.html.j2",
+        first=str(first.root),
+        second=str(second.root),
+        names=[r.study["name"] for r in (first.read_run(), second.read_run())],
+        notes=found.notes,
+        figure=figure,
+        drawing=lambda f: Markup(inline(document, f.name)),
+        numbers=numbers_of,
+        tables=listed,
+        data=packed({"csv": csv, "explorer": {}}),
+        said=_said(found),
+    )
+    return first.write_text("compared.html", page), found
+
+
+def _made(first: Store, second: Store) -> Iterator[str]:
+    """Where the two were not made alike: protocol, dtype, versions, weights."""
+    sides = [_provenances(store) for store in (first, second)]
+    shared = [key for key in sides[0] if key in sides[1]]
+    seen = set[str]()
+    for key in shared:
+        a, b = sides[0][key], sides[1][key]
+        ways = how(a), how(b)
+        told = [
+            f"{name}: {ways[0][name]} (first run), {ways[1][name]} (second run)"
+            for name in ways[0]
+            if ways[0][name] != ways[1][name]
+        ]
+        if a["identity"]["fingerprint"] != b["identity"]["fingerprint"]:
+            told.append(f"Weights: {key[0]} at {key[1]} has other files in the second run (fingerprints differ)")
+        yield from (text for text in told if text not in seen)
+        seen.update(told)
+
+
+def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
+    done = [u for u in store.read_run().units if u.status == "done"]
+    return {
+        (u.checkpoint.suite, u.checkpoint.revision or Path(u.checkpoint.repo).name): store.provenance(
+            u.checkpoint, "binding", u.keys["binding"]
+        )
+        for u in done
+    }
+
+
+def _said(found: Changes) -> list[str]:
+    """In words, at the last shared checkpoint of each suite."""
+    out = []
+    for suite, part in found.checkpoints.groupby("suite", sort=False):
+        final = part[part["revision"] == part["revision"].iloc[-1]]
+        each = "; ".join(
+            f"{r['quantity']} {number(r['difference'])} {span(r['low'], r['high'])}".strip()
+            for r in final.to_dict("records")
+        )
+        out.append(f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: first less second run, {each}.")
+    return out
+
+
+def _figure(found: Changes) -> Figure:
+    panels = []
+    table = found.checkpoints
+    for quantity in (q for q in _QUANTITIES if q in set(table["quantity"])):
+        part = table[table["quantity"] == quantity].assign(
+            at=lambda t: [line(f"{r['suite']}, {r['revision']}") for r in t.to_dict("records")]
+        )
+        data = part[["at", "difference", "low", "high"]].astype({"low": float, "high": float})
+        base = alt.Chart(data).encode(
+            alt.Y("at:N", sort=list(data["at"]), title=None).axis(labelLimit=260, ticks=False)
+        )
+        bars = base.mark_rule(strokeWidth=2.2, color=COLOR["s1"]).encode(
+            alt.X("low:Q", title="first less second run"), alt.X2("high:Q")
+        )
+        dots = base.mark_point(filled=True, size=65, opacity=1, color=COLOR["s1"]).encode(
+            alt.X("difference:Q", title="first less second run")
+        )
+        panels.append(
+            alt.layer(threshold_rule(0), bars, dots).properties(width=420, height=alt.Step(22), title=quantity)
+        )
+    clear = int(((table["low"].astype(float) > 0) | (table["high"].astype(float) < 0)).sum())
+    text = f"{count(len(table), 'difference')}; the 95% interval of {clear} leaves out zero. " + " ".join(_said(found))
+    return Figure(
+        "changes",
+        "",
+        "Differences at every shared checkpoint",
+        styled(alt.vconcat(*panels)),
+        text,
+        table,
+        "Paired by prompt; lines are 95% intervals (jackknife over terms).",
+    )
+
+
+def _checkpoints(found: Changes) -> Table:
+    rows = [
+        [
+            line(str(r["suite"])),
+            line(str(r["revision"])),
+            r["quantity"],
+            number(r["first"]),
+            number(r["second"]),
+            f"{number(r['difference'])} {span(r['low'], r['high'])}".strip(),
+            chance(r["p"]),
+            f"{r['n']} / {r['clusters']}",
+            line(str(r["reason"] or "")),
+        ]
+        for r in found.checkpoints.to_dict("records")
+    ]
+    return Table(
+        "change",
+        "",
+        "By checkpoint",
+        "Means over the prompts that both runs have; difference: first less second.",
+        ["Suite", "Checkpoint", "Quantity", "First", "Second", "Difference", "p", "Pairs / terms", "Remark"],
+        rows,
+        found.checkpoints,
+        3,
+    )
+
+
+def _terms(found: Changes) -> Table:
+    ends = found.terms.groupby("suite", sort=False)["revision"].last()
+    table = found.terms[found.terms["revision"] == found.terms["suite"].map(ends)]
+    order = table["difference"].abs().sort_values(ascending=False).index
+    rows = [
+        [
+            line(str(r["suite"])),
+            line(str(r["term"])),
+            r["quantity"],
+            number(r["first"]),
+            number(r["second"]),
+            number(r["difference"]),
+            str(r["n"]),
+        ]
+        for r in table.loc[order].to_dict("records")
+    ]
+    return Table(
+        "change-terms",
+        "",
+        "By term",
+        "At the last shared checkpoint, the largest differences first; without intervals, since the prompts of one "
+        "term are few.",
+        ["Suite", "Term", "Quantity", "First", "Second", "Difference", "Pairs"],
+        rows,
+        found.terms,
+        3,
+    )

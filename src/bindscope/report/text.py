@@ -1,0 +1,59 @@
+"""Numbers and names for people: what is missing is said to be missing, and no character can hide or reorder others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+#: Control characters, and those that turn the direction of text: shown by name, since they would act on what follows.
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def plain(text: str) -> str:
+    """The text with characters that act instead of showing written out (U+202E); new lines and tabs stay."""
+    return _ACTING.sub(lambda match: f"\u27e8U+{ord(match[0]):04X}\u27e9", text)
+
+
+def line(text: str) -> str:
+    """`plain`, on one line."""
+    return " ".join(plain(text).split())
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; a missing one is said to be missing."""
+    if value is None or pd.isna(value):
+        return "not available"
+    text = f"{value:.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def span(low: Any, high: Any, digits: int = 3) -> str:
+    """An interval in brackets; nothing where it is missing."""
+    return "" if low is None or pd.isna(low) else f"[{number(low, digits)},\u00a0{number(high, digits)}]"
+
+
+def chance(p: float | None) -> str:
+    """A p value: "p < 0.001" or with three digits; nothing where it is missing."""
+    if p is None or pd.isna(p):
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def place(row: Mapping[Any, Any]) -> str:
+    """A checkpoint by its step, or by its revision where the step is not known."""
+    return line(str(row["revision"])) if pd.isna(row["step"]) else f"{int(row['step']):,}"
+
+
+def at(row: Mapping[Any, Any]) -> str:
+    """`place` in a sentence: step 6,000, or the revision."""
+    return place(row) if pd.isna(row["step"]) else f"step {place(row)}"
+
+
+def count(n: int, noun: str) -> str:
+    """1 term, 2 terms."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

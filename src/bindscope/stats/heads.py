@@ -1,0 +1,33 @@
+"""Which heads bind: means over the terms' own prompts, against the heads' own windows and previous-token scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bindscope.stats.observations import studied
+
+_PLACE = ["suite", "revision", "step"]
+
+
+def by_head(binding: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """A row per suite, checkpoint and head: layer, head, bsi, null_bsi, excess, previous_token_score, n, rank.
+
+    bsi: mean over prompts with a span; null_bsi and excess (bsi less null_bsi) over those of them that have a null,
+    NaN where none has one or it was not stored; rank: 1 has the highest bsi. n: prompts.
+    """
+    rows = []
+    for place, part in studied(binding).groupby(_PLACE, sort=False, dropna=False) if not binding.empty else ():
+        kept = part[part["eb_star"].notna()]
+        if kept.empty:
+            continue
+        mine = heads[(heads["suite"] == place[0]) & (heads["revision"] == place[1])]
+        table = mine[[*_PLACE, "layer", "head", "previous_token_score"]].reset_index(drop=True)
+        table["bsi"], table["n"] = np.mean(np.stack(kept["bsi"].to_list()), 0), len(kept)
+        table["null_bsi"] = table["excess"] = np.nan
+        if "null_bsi" in kept and not (with_null := kept[kept["null_bsi"].notna()]).empty:
+            own, null = (np.mean(np.stack(with_null[name].to_list()), 0) for name in ("bsi", "null_bsi"))
+            table["null_bsi"], table["excess"] = null, own - null
+        table["rank"] = table["bsi"].rank(ascending=False, method="first").astype(int)
+        rows.append(table)
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
