@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,21 @@ def test_evict_takes_what_an_interrupted_run_left(tmp_path: Path, hub: Hub, stud
     hub.heal()
     assert sweeps.run(study, out, "--evict") == 0
     assert not _cached().get(sweeps.REPO)
+
+
+def test_what_a_killed_run_downloaded_is_checked_by_the_next(
+    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed behind the last byte and before the comparison: the damaged file lies in the cache under a good name."""
+    out, commit = tmp_path / "out", hub.commit(sweeps.REPO, "step10")
+    mark = Path("downloads") / f"{platform.node()}-lab--suite-{commit}.txt"
+    hub.corrupt(f"{commit}/model.safetensors", at=100_000, damage=b"\0" * 16)
+    snapshot_download(sweeps.REPO, revision=commit)  # as the client does it, without a look at the hash
+    Store(out).write_text(str(mark), "")
+    hub.heal()
+    assert sweeps.run(study, out) == 1
+    assert "arrived damaged" in capsys.readouterr().out
+    assert sweeps.run(study, out) == 0
 
 
 def test_leaving_gives_up_the_download_in_work(
