@@ -283,7 +283,11 @@ def test_two_processes_on_one_folder(tmp_path: Path, words: PreTrainedTokenizerF
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    torn = store.root / "shards" / ".binding.parquet.0123.tmp"
-    torn.write_bytes(b"half")
+    ours = [store.root / name / f".x.{'0a' * 16}.tmp" for name in (".", "shards", "shards/suite/step0", "failures")]
+    others = [store.root / name for name in (".mine.tmp", "shards/.mine.tmp")]
+    for path in (*ours, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
     with store.lock():
-        assert not torn.exists()
+        assert not any(path.exists() for path in ours)
+        assert all(path.exists() for path in others)
