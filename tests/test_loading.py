@@ -100,12 +100,9 @@ def _spread(loaded: Loaded) -> dict[str, str | int]:
     return dict.fromkeys(parts, "cpu") | layers
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2"])
-def test_a_model_that_is_spread_over_devices_gives_the_same(
-    tmp_path: Path, words: PreTrainedTokenizerFast, architecture: str
-) -> None:
+def test_a_model_that_is_spread_over_devices_gives_the_same(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     """Two layers on the disk, the rest in memory: the hook, the edits and the checks reach both."""
-    folder = models.save(tmp_path / "model", words, architecture=architecture)
+    folder = models.save(tmp_path / "model", words, architecture="qwen2")
     whole = _load(folder)
     parts = _load(folder, spread=_spread(whole))
     assert any(p.is_meta for p in parts.model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,21 @@ def test_evict_takes_what_an_interrupted_run_left(tmp_path: Path, hub: Hub, stud
     assert not _cached().get(sweeps.REPO)
 
 
+def test_what_a_killed_run_downloaded_is_checked_by_the_next(
+    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed behind the last byte and before the comparison: the damaged file lies in the cache under a good name."""
+    out, commit = tmp_path / "out", hub.commit(sweeps.REPO, "step10")
+    mark = Path("downloads") / f"{platform.node()}-lab--suite-{commit}.txt"
+    hub.corrupt(f"{commit}/model.safetensors", at=100_000, damage=b"\0" * 16)
+    snapshot_download(sweeps.REPO, revision=commit)  # as the client does it, without a look at the hash
+    Store(out).write_text(str(mark), "")
+    hub.heal()
+    assert sweeps.run(study, out) == 1
+    assert "arrived damaged" in capsys.readouterr().out
+    assert sweeps.run(study, out) == 0
+
+
 def test_leaving_gives_up_the_download_in_work(
     tmp_path: Path, hub: Hub, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +283,11 @@ def test_two_processes_on_one_folder(tmp_path: Path, words: PreTrainedTokenizerF
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    torn = store.root / "shards" / ".binding.parquet.0123.tmp"
-    torn.write_bytes(b"half")
+    ours = [store.root / name / f".x.{'0a' * 16}.tmp" for name in (".", "shards", "shards/suite/step0", "failures")]
+    others = [store.root / name for name in (".mine.tmp", "shards/.mine.tmp")]
+    for path in (*ours, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
     with store.lock():
-        assert not torn.exists()
+        assert not any(path.exists() for path in ours)
+        assert all(path.exists() for path in others)

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -37,6 +38,7 @@ TABLES = (
 #: Where a shard keeps its key, provenance and seal; and where those of earlier versions keep theirs, without a seal.
 _META, _UNSEALED = b"bindscope-sealed", b"bindscope"
 _BLANK = "0" * 64
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
 _FAULTS = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
@@ -94,8 +96,9 @@ class Store:
                 raise RequestError(
                     f"another run is writing to {self.root}; wait for it or take another folder"
                 ) from error
-            for torn in self.root.rglob(".*.tmp"):  # of a run that was killed while it wrote
-                torn.unlink(missing_ok=True)
+            places = (self.root.glob("*"), self.root.glob("*/*"), (self.root / "shards").rglob("*"))
+            for torn in filter(lambda path: _TEMPORARY.fullmatch(path.name), chain(*places)):
+                torn.unlink(missing_ok=True)  # of a run that was killed while it wrote
             yield
 
     def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:

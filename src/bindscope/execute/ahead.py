@@ -9,13 +9,15 @@ from contextlib import suppress
 from types import TracebackType
 
 from bindscope.models import disk
-from bindscope.models.files import Source, Sources, fetch
+from bindscope.models.files import Source, Sources, check, fetch
 from bindscope.store import Store
 
 
 def bring(sources: Sources, store: Store, stop: threading.Event | None = None) -> None:
     """Download a checkpoint. Of one that is new on this machine, the run folder notes that it is this run's own."""
-    if not disk.present(sources.weights):
+    if (store.root / _mark(sources.weights)).is_file():
+        check(sources.weights)  # a run that was killed may not have come to it
+    elif not disk.present(sources.weights):
         store.write_text(_mark(sources.weights), f"{sources.weights.repo} {sources.weights.commit}\n")
     for source in (sources.weights, sources.tokenizer):
         fetch(source, stop=stop)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
-from bindscope.errors import BindscopeError, ModelError, RequestError
+from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError
 from bindscope.execute.unit import REMEDY, Job, Result, twins
 from bindscope.measure.checkpoint import key_parts, steps, tables
 from bindscope.models import disk, fingerprint
@@ -85,6 +85,8 @@ class Sweep:
                 return identify(ref, code=ref.repo in self.study.trusted())
             except BindscopeError as error:
                 return error
+            except Exception as error:  # whatever it is, it is one checkpoint's
+                return MeasureError(f"unexpected {type(error).__name__}: {error}")
 
         with ThreadPoolExecutor(_ASKED) as pool:
             found = dict(enumerate(pool.map(one, [ref for ref, _ in self._plan])))

@@ -144,6 +144,13 @@ def fetch(source: Source, files: Iterable[str] | None = None, stop: threading.Ev
         ) from error
 
 
+def check(source: Source) -> None:
+    """Compare its files in the hub's cache with the hub's hashes. Raises ModelError, and removes what differs."""
+    for name, expected in source.files.items():
+        if source.folder is None and (folder := source.folder_of([name])) is not None:
+            _verify(source, folder / name, expected)
+
+
 def _silent(stop: threading.Event) -> type[tqdm]:
     """Progress bars that show nothing, and end the download once `stop` is set: the client has no other way."""
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import align_module_device
+from accelerate.utils.memory import clear_device_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from bindscope.errors import ModelError
@@ -162,6 +163,7 @@ def _fits(config: PreTrainedConfig, dtype: torch.dtype, remote: bool) -> bool:
     """Whether the weights leave a tenth of the GPU's free memory to the numbers that are computed."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=remote)
+    clear_device_cache(garbage_collection=True)  # what the checkpoint before has left reserved is free
     free, _ = torch.cuda.mem_get_info()
     return bool(sum(p.numel() * p.element_size() for p in model.parameters()) < 0.9 * free)
 
