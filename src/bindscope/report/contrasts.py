@@ -38,14 +38,7 @@ def against_k(found: Material) -> Iterator[Figure]:
         text = f"{line(str(suite))}, {count(len(groups), 'control group')}. EB* of the terms is {each}. " + " ".join(
             _same_k(r) for r in part.to_dict("records") if pd.notna(r.get("difference"))
         )
-        columns = [
-            "suite",
-            "group",
-            "k",
-            "terms",
-            *(f"{c}{e}" for c in ("eb_star", "difference") for e in _ENDS),
-            "reason",
-        ]
+        values = [f"{name}{end}" for name in ("eb_star", "difference") for end in _ENDS]
         yield Figure(
             f"controls-{i + 1}",
             "V",
