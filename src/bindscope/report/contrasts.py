@@ -17,6 +17,7 @@ from bindscope.stats.analysis import PAIRS
 
 _READINGS = {"published": ("square", "s2"), "controlled": ("circle", "s1")}
 _SHOT = {"exemplar": "the term's own", "paraphrased": "paraphrased, no keywords", "mismatched": "another term's"}
+_ENDS = ("", "_low", "_high")
 _AGAINST = "difference of EB*, real terms against "
 
 
@@ -33,36 +34,18 @@ def against_k(found: Material) -> Iterator[Figure]:
             control = part[part["group"] == group]
             panels.append(_k_panel(real, control, wide).properties(width=182, height=150, title=line(group)))
         chart = alt.concat(*panels, columns=4).resolve_scale(color="shared", shape="shared", y="shared")
-        ends = part.groupby("k")["eb_star"].mean()
-        text = (
-            f"{line(str(suite))}, {count(len(groups), 'control group')}. Over all groups EB* is "
-            f"{number(ends.iloc[0])} at {ends.index[0]} tokens and {number(ends.iloc[-1])} at {ends.index[-1]}. "
-            + " ".join(_same_k(r) for r in part.to_dict("records") if pd.notna(r.get("difference")))
+        each = "; ".join(f"{number(r['eb_star'])} at {r['k']} tokens" for r in real.to_dict("records"))
+        text = f"{line(str(suite))}, {count(len(groups), 'control group')}. EB* of the terms is {each}. " + " ".join(
+            _same_k(r) for r in part.to_dict("records") if pd.notna(r.get("difference"))
         )
-        columns = [
-            c
-            for c in (
-                "suite",
-                "group",
-                "k",
-                "terms",
-                "eb_star",
-                "eb_star_low",
-                "eb_star_high",
-                "difference",
-                "difference_low",
-                "difference_high",
-                "reason",
-            )
-            if c in part
-        ]
+        values = [f"{name}{end}" for name in ("eb_star", "difference") for end in _ENDS]
         yield Figure(
             f"controls-{i + 1}",
             "V",
             f"Terms and controls by token count: {line(str(suite))}",
             styled(chart),
             text.strip(),
-            part[columns],
+            part[["suite", "group", "k", "terms", *values, "reason"]],
             "Mean in the same sentences, with 95% intervals over expressions. The dashed line is (2/k)(1 \u2212 1/H): "
             "EB* of a model in which one head of H always looks at the previous token.",
         )

@@ -25,7 +25,7 @@ def layers(found: Material) -> Iterator[Figure]:
     table = found.layers
     if table.empty or table.groupby("suite")["revision"].nunique().max() < 2:
         return
-    top, rows, said = float(table["eb"].max()), [], []
+    top, rows, said = float(table["eb"].max()) or 1.0, [], []
     for suite, part in table.groupby("suite", sort=False):
         data = part.assign(at=[place(r) for r in part.to_dict("records")])
         order, depth = list(dict.fromkeys(data["at"])), int(data["layer"].max()) + 1
@@ -75,7 +75,7 @@ def heads(found: Material) -> Iterator[Figure]:
     rows, said = [], []
     for suite, part in found.heads.groupby("suite", sort=False):
         width, depth = int(part["head"].max()) + 1, int(part["layer"].max()) + 1
-        cell = max(9, min(32, 280 // width))
+        cell = max(9, min(32, 280 // width, 560 // depth))
         top = part[part["rank"] <= _NAMED].sort_values("rank")
         row = []
         for column, title in _HEADS:
@@ -166,7 +166,7 @@ def sentences(found: Material) -> Iterator[Figure]:
         kinds = list(dict.fromkeys(data["kind"]))
         x = alt.X("kind:N", sort=kinds, title=None).axis(orient="top", labelAngle=-40, ticks=False, labelLimit=230)
         y = alt.Y("term:N", sort=order, title=None).axis(ticks=False, labelLimit=230)
-        chart = _cells(data, x, y, "eb_star", float(data["eb_star"].max()), "EB*")
+        chart = _cells(data, x, y, "eb_star", float(data["eb_star"].max()) or 1.0, "EB*")
         chart = chart.properties(width=46 * len(kinds), height=19 * len(order))
         wide = data.groupby("term")["eb_star"].agg(lambda v: v.max() - v.min()).sort_values()
         text = (

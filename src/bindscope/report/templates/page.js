@@ -111,7 +111,7 @@
     function tokens(item, values) {
       const top = values && values.top && values.top[head], last = item.span[item.span.length - 1];
       byId("x-looks").textContent = top
-        ? `Attention of head ${named(top[0])} from the last token of the term back to each token. It sums to 1 over what the token can see.`
+        ? `Attention of head ${named(top[0])} from the last token of the term to the tokens before it and to itself, as shares.`
         : "No attention is stored for this prompt.";
       byId("x-tokens").replaceChildren(...item.tokens.map((text, i) => {
         const li = make("li"), inside = item.span.includes(i), seen = top && i <= last ? top[3][i] : 0;
