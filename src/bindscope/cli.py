@@ -108,7 +108,7 @@ def measure(
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
     from bindscope.models.suites import one
-    from bindscope.quick import look, resolve
+    from bindscope.quick import look, plain, resolve
 
     wanted = resolve(terms)
     ref, suite = one(model, revision)
@@ -122,21 +122,7 @@ def measure(
     with waiting("measuring"):
         found = look(loaded, wanted, prompt)
     if as_json:
-        identity = asdict(loaded.sources.identity) if loaded.sources else None
-        print(
-            json.dumps(
-                {
-                    "model": model,
-                    "checkpoint": asdict(ref),
-                    "identity": identity,
-                    "dtype": loaded.dtype,
-                    "bos": loaded.bos,
-                    "terms": [item.plain() for item in found],
-                },
-                ensure_ascii=False,
-                indent=1,
-            )
-        )
+        print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
     else:
         looks(loaded, found)
 

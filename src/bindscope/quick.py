@@ -111,6 +111,18 @@ def look(loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: 
     return [_look(loaded, term, wanted[wanted["term"] == term.name], pts, heads) for term in terms]
 
 
+def plain(model: str, loaded: Loaded, found: Sequence[Look]) -> dict[str, Any]:
+    """Looks as JSON has them, with what was measured and how."""
+    return {
+        "model": model,
+        "checkpoint": asdict(loaded.ref),
+        "identity": asdict(loaded.sources.identity) if loaded.sources else None,
+        "dtype": loaded.dtype,
+        "bos": loaded.bos,
+        "terms": [item.plain() for item in found],
+    }
+
+
 def _present(loaded: Loaded, term: Term, text: str) -> None:
     try:
         locate(encode(loaded.tokenizer, text, loaded.bos), term.name, term.aliases)
