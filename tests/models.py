@@ -74,6 +74,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": 2,
         },
     ),
+    "gptj": ("gptj", _GPT2 | {"rotary_dim": 4}),  # since transformers 5.24
     "cohere": ("cohere", _GROUPED),
     "granite": ("granite", _GROUPED | {"logits_scaling": 2.0}),
     "phi3-longrope": (
@@ -103,11 +104,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 6}, "code of its own"),
     "mpt": ("mpt", {"vocab_size": 64, "d_model": 48, "n_layers": 3, "n_heads": 6}, "code of its own"),
-    "gptj": (
-        "gptj",
-        {"vocab_size": 64, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128, "rotary_dim": 4},
-        "code of its own",
-    ),
     "mamba": ("mamba", {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3}, "no attention"),
     "qwen3_next": (
         "qwen3_next",
