@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class Bindings:
         self._null: dict[_Pool, _Windows] = defaultdict(_Windows)
         self._seen: set[tuple[int, bool, bytes]] = set()
         self._rows: list[dict[str, Any]] = []
+        self._words: dict[str, str] = {}
 
     def add(self, place: int, item: Item, band: b.Band | None) -> None:
         """One prompt that binds, and its band; `place` orders the rows of the table."""
@@ -56,15 +57,16 @@ class Bindings:
         if band is not None:
             self._windows(item, band)
 
-    def rows(self, found: Mapping[int, SpanRows]) -> None:
-        """What whole attention rows tell of the prompts whose term has a span, by place."""
-        for row in self._rows:
-            if (seen := found.get(row["place"])) is not None:
-                top = np.argsort(-row["bsi"], kind="stable")[:_TOP]
-                last = seen.last.reshape(-1, seen.last.shape[-1])
-                row |= {"top_heads": top.tolist(), "top_rows": [last[i].tolist() for i in top]}
-                if seen.valued is not None:
-                    row |= {"eb_star_value": float(b.eb(seen.valued).max()), "value_bsi": seen.valued.ravel()}
+    def rows(self, found: Iterable[tuple[int, SpanRows]]) -> None:
+        """What whole attention rows tell of the prompts whose term has a span: their places, and the rows."""
+        by_place = {row["place"]: row for row in self._rows}
+        for place, seen in found:
+            row = by_place[place]
+            top = np.argsort(-row["bsi"], kind="stable")[:_TOP]
+            last = seen.last.reshape(-1, seen.last.shape[-1])
+            row |= {"top_heads": top.tolist(), "top_rows": [last[i].tolist() for i in top]}
+            if seen.valued is not None:
+                row |= {"eb_star_value": float(b.eb(seen.valued).max()), "value_bsi": seen.valued.ravel()}
 
     def _identity(self, item: Item) -> dict[str, Any]:
         span, prompt = item.span, item.prompt
@@ -89,7 +91,8 @@ class Bindings:
         """The text as its tokens cut it, special tokens in front by name. A letter of several tokens is the last's."""
         code, end, out = item.encoded, 0, list[str]()
         for _, stop in code.offsets[code.prefix :]:
-            out.append(code.text[end : max(end, stop)])
+            piece = code.text[end : max(end, stop)]
+            out.append(self._words.setdefault(piece, piece))  # one string for all prompts that hold it
             end = max(end, stop)
         return [self._tokenizer.decode([i]) for i in code.ids[: code.prefix]] + out
 

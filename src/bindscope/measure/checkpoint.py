@@ -136,7 +136,7 @@ def _read(
                 progress(1)
         bound = [(place, item) for place, item in enumerate(items) if item.prompt.binds and item.span]
         seen = span_rows(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
-        bindings.rows({place: row for (place, _), row in zip(bound, seen, strict=True)})
+        bindings.rows((bound[i][0], row) for i, row in seen)
     rows = [scored[place] for place in sorted(scored)]
     recognition = Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
     return [*bindings.tables(pts, protocol.min_null), _heads(loaded, pts), recognition]

@@ -7,7 +7,7 @@ output projection. BSI built from it is the mean over pairs i > j.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class SpanRows(NamedTuple):
     valued: NDArray[np.float64] | None
 
 
+@torch.no_grad()
 def projections(model: PreTrainedModel) -> dict[int, Tensor] | None:
     """Layer -> W_O as (H, d, D) in float32; None where the architecture's projection is not known."""
     heads, out = int(model.config.num_attention_heads), {}
@@ -74,28 +75,26 @@ def _named(attention: torch.nn.Module) -> torch.nn.Module | None:
     return next((getattr(attention, name) for name in _PROJECTIONS if hasattr(attention, name)), None)
 
 
-@torch.no_grad()
 def span_rows(
     model: PreTrainedModel, texts: Sequence[tuple[int, ...]], spans: Sequence[tuple[int, ...]]
-) -> list[SpanRows]:
-    """What whole rows tell of the term at each text's span. The model must be under `hooked`.
+) -> Iterator[tuple[int, SpanRows]]:
+    """Each text's index and what whole rows tell of the term at its span. The model must be under `hooked`.
 
-    Texts are cut behind the term, which causal attention cannot tell.
+    Texts are cut behind the term, which causal attention cannot tell. What the caller lets go is not kept.
     """
     weights = projections(model)
     # ||v W||^2 = v (W W^T) v^T, (H, d, d)
     gram = None if weights is None else {i: w @ w.transpose(1, 2) for i, w in weights.items()}
-    out: dict[int, SpanRows] = {}
     order, fitting = sorted(range(len(texts)), key=lambda i: -spans[i][-1]), Fitting()
     start = 0
     while start < len(order):
         members = order[start : start + max(1, _BATCH_TOKENS // (spans[order[start]][-1] + 1))]
         start += len(members)
         found = fitting.run(members, lambda p: _batch(model, gram, [texts[i] for i in p], [spans[i] for i in p]))
-        out |= dict(zip(members, found, strict=True))
-    return [out[i] for i in range(len(texts))]
+        yield from zip(members, found, strict=True)
 
 
+@torch.no_grad()
 def _batch(
     model: PreTrainedModel,
     gram: dict[int, Tensor] | None,
