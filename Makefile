@@ -10,8 +10,9 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet $(if $
 run: .venv/installed
 	.venv/bin/bindscope run tiny --out runs/tiny
 
+# Two tests at a time, each on one thread: models are too small for more.
 test: .venv/developed lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/developed
 	.venv/bin/ruff check .

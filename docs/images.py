@@ -1,4 +1,6 @@
-"""Draws the pictures of README and docs/ from a run of the tiny suite:  python docs/images.py runs/tiny docs/images
+"""Draws the pictures of README and docs/ from runs of the tiny suite and of SmolLM2-135M (smollm2-causal):
+
+python docs/images.py runs/tiny runs/smollm2-causal docs/images
 
 The page is drawn by `bindscope report` and looked at by Chromium (Debian: chromium); paper.pdf, where it is there, by
 pdftoppm (poppler-utils).
@@ -18,7 +20,7 @@ from bindscope.stats.groups import by_group
 from bindscope.stats.summary import by_checkpoint
 from bindscope.store import Store
 
-store, out = Store(Path(sys.argv[1]), create=False), Path(sys.argv[2])
+store, other, out = Store(Path(sys.argv[1]), create=False), Path(sys.argv[2]), Path(sys.argv[3])
 out.mkdir(parents=True, exist_ok=True)
 
 
@@ -40,15 +42,16 @@ draw(summary, lines, "Recognition", "accuracy", "tiny-recognition.png")
 
 with sync_playwright() as browsers:
     chromium = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-    for scheme, width, anchor, name in (
-        ("light", 1100, "", "report-light.png"),
-        ("dark", 1100, "", "report-dark.png"),
-        ("light", 1100, "explorer", "report-explorer.png"),
-        ("dark", 1100, "claim-V", "report-claim.png"),
-        ("light", 360, "", "report-phone.png"),
+    for run, scheme, width, anchor, name in (
+        (store.root, "light", 1100, "", "report-light.png"),
+        (store.root, "dark", 1100, "", "report-dark.png"),
+        (store.root, "light", 1100, "explorer", "report-explorer.png"),
+        (store.root, "dark", 1100, "claim-V", "report-claim.png"),
+        (store.root, "light", 360, "", "report-phone.png"),
+        (other, "light", 1100, "claim-C5", "smollm2-edits.png"),
     ):
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
-        page.goto((store.root / "report.html").resolve().as_uri() + f"#{anchor}")
+        page.goto((run / "report.html").resolve().as_uri() + f"#{anchor}")
         page.locator("#x").wait_for(state="attached")
         page.wait_for_timeout(300)
         page.screenshot(path=out / name)
