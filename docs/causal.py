@@ -23,6 +23,8 @@ runs/smollm2-causal`; the tables are written by `python docs/causal.py runs/smol
 
 {versions}
 
+![The claim on the page of the run: drops with the top heads among those with random sets](images/smollm2-edits.png)
+
 ## What the edits cost
 
 Specificity: the drop with the top heads less the mean drop with random sets; brackets hold 95% intervals over terms.
@@ -43,7 +45,7 @@ PTS: previous-token score on neutral text; its rank among the {total} heads in b
 
 {words}
 """
-_WORDS = {"bsi": "BSI", "excess": "BSI over its null", "previous_token": "previous-token score"}
+_WORDS = {"bsi": "BSI", "excess": "BSI over its null", "previous_token": "previous-token score", "named": "name"}
 
 
 def effects(found: pd.DataFrame) -> str:

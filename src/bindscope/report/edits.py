@@ -18,7 +18,8 @@ _AXES = {
     "margin": "drop in margin (nats per token)",
     "generation": "drop in rubric score",
 }
-RANKINGS = {"bsi": "BSI", "excess": "excess over windows", "previous_token": "previous-token score"}
+RANKINGS = {"bsi": "BSI", "excess": "excess over windows", "previous_token": "previous-token score",
+            "named": "name"}  # fmt: skip
 _LABELS = {"top": "top heads", "bottom": "bottom heads"}
 _BINS = 24
 
@@ -30,18 +31,19 @@ def among_random(found: Material) -> Iterator[Figure]:
         return
     for i, (suite, part) in enumerate(table.groupby("suite", sort=False)):
         mine, rows, said = effects[effects["suite"] == suite], [], []
-        main = int(part["k"].iloc[0])
-        for (ranking, mode), cell in part[part["k"] == main].groupby(["ranking", "mode"], sort=False):
+        part = part[part["k"] == part.groupby("ranking")["k"].transform("first")]  # the size that was asked for first
+        sizes = " or ".join(str(k) for k in dict.fromkeys(part["k"]))
+        for (ranking, mode), cell in part.groupby(["ranking", "mode"], sort=False):
             row = []
             for outcome, draws in cell.groupby("outcome", sort=False):
                 found_row = mine[
                     (mine["ranking"] == ranking)
                     & (mine["mode"] == mode)
-                    & (mine["k"] == main)
+                    & (mine["k"] == cell["k"].iloc[0])
                     & (mine["outcome"] == outcome)
                 ].iloc[0]
-                subtitle = f"{found_row['verdict']}; {chance(found_row['p'])}"
-                title = alt.TitleParams(f"{mode}, ranked by {RANKINGS[str(ranking)]}: {outcome}", subtitle=subtitle)
+                subtitle = f"{outcome}: {found_row['verdict']}; {chance(found_row['p'])}"
+                title = alt.TitleParams(f"{mode}, heads by {RANKINGS[str(ranking)]}", subtitle=subtitle)
                 row.append(_null(draws, _AXES[str(outcome)]).properties(width=300, height=130, title=title))
                 said.append(
                     f"{mode}, by {RANKINGS[str(ranking)]}, {outcome}: without the top heads "
@@ -53,10 +55,10 @@ def among_random(found: Material) -> Iterator[Figure]:
         yield Figure(
             f"ablation-{i + 1}",
             "C5",
-            f"{main} heads taken out, among random sets: {line(str(suite))}",
+            f"{sizes} heads taken out, among random sets: {line(str(suite))}",
             styled(alt.vconcat(*rows)),
             f"{line(str(suite))}. " + ". ".join(said) + ".",
-            part[part["k"] == main].drop(columns=["step"]),
+            part.drop(columns=["step"]),
             f"Bars: {sets} random sets of as many heads. A top set that lies inside the bars does nothing that other "
             "heads do not do as well.",
         )
@@ -108,13 +110,14 @@ def doses(found: Material) -> Iterator[Figure]:
     if table.empty:
         return
     for i, (suite, part) in enumerate(table.groupby("suite", sort=False)):
-        if part["k"].nunique() < 2:
+        part = part[part.groupby("ranking")["k"].transform("nunique") > 1]
+        if part.empty:
             continue
         rows, said = [], []
         for (ranking, mode), cell in part.groupby(["ranking", "mode"], sort=False):
             row = []
             for outcome, each in cell.groupby("outcome", sort=False):
-                title = f"{mode}, ranked by {RANKINGS[str(ranking)]}: {outcome}"
+                title = alt.TitleParams(f"{mode}, heads by {RANKINGS[str(ranking)]}", subtitle=str(outcome))
                 row.append(
                     _dose(each.sort_values("k"), _AXES[str(outcome)]).properties(width=300, height=170, title=title)
                 )
