@@ -26,7 +26,7 @@ from bindscope.models.suites import from_folder, suite
 from bindscope.models.tokenizer import load_tokenizer
 from bindscope.quick import look, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
-from bindscope.report import html
+from bindscope.report.files import write
 from bindscope.store import Store
 from bindscope.terms.audit import audit
 from bindscope.terms.jsonl import read_jsonl
@@ -335,6 +335,6 @@ def test_an_interrupted_run_says_so_on_its_page(tmp_path: Path, suite_folder: Pa
     store = Store(tmp_path / "out")
     run = store.read_run()
     store.write_run(replace(run, units=(run.units[0], replace(run.units[1], status="pending", keys={}))))
-    page = html.write(store).read_text()
+    page = write(store, None)[0].read_text()
     assert "Incomplete:" in page
     assert "At the last checkpoint" not in page

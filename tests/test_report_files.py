@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from bindscope import study as studies
 from bindscope.cli import main
 from bindscope.display import head_map
+from bindscope.records import Measurement, Provenance
 from bindscope.report import comparison, files
 from bindscope.report.table import Table, latex, markdown
 from bindscope.report.text import chance, plain, span
@@ -199,17 +201,12 @@ def test_what_two_runs_do_not_share_is_said(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_prompt_of_another_text_is_not_compared(tmp_path: Path) -> None:
     first, second = _pair(tmp_path)
+    key = "key of binding"
     for unit in second.read_run().units:
-        path = second.path(unit.checkpoint, "binding", "key of binding")
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path)
-        tokens = table["tokens"].to_pylist()
-        tokens[0] = [*tokens[0][:-1], " other"]
-        column = table.schema.get_field_index("tokens")
-        import pyarrow as pa
-
-        pq.write_table(table.set_column(column, "tokens", pa.array(tokens)), path)
+        columns = pq.read_table(second.path(unit.checkpoint, "binding", key)).to_pydict()
+        columns["tokens"][0] = [*columns["tokens"][0][:-1], " other"]
+        about = Provenance(**second.provenance(unit.checkpoint, "binding", key))
+        second.write(unit.checkpoint, key, Measurement("binding", columns), about)
     found = changes(first, second)
     assert "1 prompts have one name and two texts" in " ".join(found.notes)
     assert set(found.checkpoints.query("quantity == 'EB*'")["n"]) == {32}
