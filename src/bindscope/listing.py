@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from bindscope.models.disk import told
 from bindscope.models.suites import Suite
 from bindscope.records import CheckpointRef
 
@@ -94,11 +95,6 @@ def _amounts(c: Cost) -> tuple[str, str, str, str, str]:
     read, written = ("?", "?") if c.work is None else (short(c.work.read), short(c.work.written))
     held = " + ".join("?" if n is None else told(n) for n in (c.memory.weights, c.memory.batch))
     return size, read, written, held, "?" if c.seconds is None else duration(c.seconds)
-
-
-def told(size: int) -> str:
-    """Bytes for people."""
-    return f"{short(size).replace('B', 'G')}B" if size >= 1000 else f"{size} B"
 
 
 def duration(seconds: float) -> str:
