@@ -18,6 +18,7 @@ from bindscope.measure.forward import Row
 from bindscope.measure.ranking import sets
 from bindscope.records import Ablation
 from bindscope.stats.ablation import RULES, effects
+from bindscope.store import Store
 
 
 def _table(base: Any, top: Any, bottom: Any, random: Any, task: str = "recognition") -> pd.DataFrame:
@@ -183,3 +184,21 @@ def test_wrong_sections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "alpha" in fails("alpha: 1")
     assert "softly" in fails("modes: softly")
     assert "recognition questions" in fails("", "terms: [nonsense]")
+
+
+def test_named_heads_from_a_file_and_from_what_a_run_leaves(tmp_path: Path, suite_folder: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        f"name: x\nsuites: ['{suite_folder}@10']\nterms: [pilot-3]\nmeasures: [ablation]\n"
+        'ablation: {heads: ["1.2", "2.0"], rankings: [named, bsi], k: 1, modes: [zero, knockout], '
+        "sweep: [2], random: 19}\n"
+    )
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 0
+    sets = Store(tmp_path / "out").read("ablation_sets")
+    top = sets[(sets["set"] == "top") & (sets["ranking"] == "named")]
+    assert [list(heads) for heads in top["heads"]] == [["1.2", "2.0"]] * 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "heads by name" in page
+    assert main(["run", str(tmp_path / "out" / "study.yaml"), "--out", str(tmp_path / "again")]) == 0
+    again = Store(tmp_path / "again").read("ablation_sets")
+    pd.testing.assert_frame_equal(again, sets)

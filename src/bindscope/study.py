@@ -57,13 +57,18 @@ class Heads(BaseModel):
     @field_validator("heads", mode="before")
     @classmethod
     def _layer_and_head(cls, value: Any) -> Any:
-        """Text only: YAML takes 4.10 for the number 4.1."""
-        for head in value if isinstance(value, list) else [value]:
-            if not (isinstance(head, str) and re.fullmatch(r"\d+\.\d+", head)):
+        """Text, since YAML takes 4.10 for the number 4.1; or pairs of numbers, as a stored study has them."""
+        heads = []
+        for head in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(head, str) and re.fullmatch(r"\d+\.\d+", head):
+                heads.append(tuple(map(int, head.split("."))))
+            elif isinstance(head, list | tuple) and len(head) == 2 and all(type(n) is int and n >= 0 for n in head):
+                heads.append(tuple(head))
+            else:
                 raise ValueError(f'heads are a list of layer.head in quotes, such as ["4.2", "16.0"], got {head!r}')
-        if len(set(value)) < len(value):
+        if len(set(heads)) < len(heads):
             raise ValueError(f"a head is named twice in {value}")
-        return [tuple(map(int, head.split("."))) for head in value]
+        return heads
 
     @model_validator(mode="after")
     def _named(self) -> Heads:
