@@ -16,12 +16,25 @@ from bindscope.models import suites
 from bindscope.store import TABLES, Store
 
 REPO = "lab/suite"
+STEPS = (0, 10, 20)
 _PROMPTS = [
     {"term": "alt text", "task": "recognition", "template": "For an image, alt text is",
      "choices": ["a text that stands for the image", "a heading", "a link"], "answer_idx": 0, "prompt_id": "r1"},
     {"term": "skip link", "task": "recognition", "template": "At the top of a page, a skip link leads to",
      "choices": ["the menu", "the main part of the page", "a form"], "answer_idx": 1, "prompt_id": "r1"},
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import it, and every test of the file has a cache of its own."""
+    monkeypatch.setenv("BINDSCOPE_CACHE", str(tmp_path / "bindscope-cache"))
+
+
+@pytest.fixture(name="steps", scope="module")
+def steps_fixture(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast) -> dict[str, Path]:
+    """Three random checkpoints: "stepN" -> folder."""
+    return checkpoints(tmp_path_factory.mktemp("steps"), words, STEPS)
 
 
 def checkpoints(folder: Path, words: PreTrainedTokenizerFast, steps: Iterable[int]) -> dict[str, Path]:

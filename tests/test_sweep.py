@@ -25,18 +25,7 @@ from bindscope.models.files import Stopped, identify
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
-
-STEPS = (0, 10, 20)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BINDSCOPE_CACHE", str(tmp_path / "bindscope-cache"))
-
-
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast) -> dict[str, Path]:
-    return sweeps.checkpoints(tmp_path_factory.mktemp("steps"), words, STEPS)
+from sweeps import STEPS, own_cache, steps_fixture  # noqa: F401  a cache of its own, the fixture `steps`
 
 
 @pytest.fixture
