@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import models
 from bindscope.measure import conditions
-from bindscope.measure.attention import hooked, recording
+from bindscope.measure.attention import during, hooked
 from bindscope.measure.edits import Head, mask, replacing
 from bindscope.measure.forward import Row, pack
 from bindscope.measure.ranking import sets
@@ -95,7 +95,7 @@ def drawn(place: tuple[int, int], n: int) -> list[tuple[Head, ...]]:
 def naive(model: PreTrainedModel, rows: list[Row], heads: tuple[Head, ...]) -> list[conditions.Logs]:
     """One condition: set the edit, one plain forward pass per prompt and choice."""
     out = []
-    with recording(edit=replacing(mask([heads], 1, 12, model.device), None)):
+    with during(edit=replacing(mask([heads], 1, 12, model.device), None)):
         for row in rows:
             mine = []
             for tokens in row.continuations:

@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import models
-from bindscope.measure.attention import Want, hooked, recording
+from bindscope.measure.attention import Attention, during, hooked
 from bindscope.measure.forward import Row, read
 
 
@@ -31,12 +32,16 @@ def rows_and_logits(model: PreTrainedModel) -> tuple[float, float]:
     model.set_attn_implementation("eager")
     eager = model(ids, attention_mask=mask, output_attentions=True, use_cache=False)
     model.set_attn_implementation(before)
-    every = torch.arange(T)
-    with hooked(model), recording(want=Want(every.expand(3, T), every.expand(3, T, T))) as seen:
+    found: dict[int, Tensor] = {}
+
+    def look(layer: int, attention: Attention) -> None:
+        found[layer] = attention.probabilities(torch.arange(T).expand(3, T))
+
+    with hooked(model), during(look):
         logits = model(ids, attention_mask=mask, use_cache=False).logits
     real = mask.bool()
     rows = max(
-        float((seen.rows[layer][b][:, real[b]] - weights[b][:, real[b]].float()).abs().max())
+        float((found[layer][b][:, real[b]] - weights[b][:, real[b]].float()).abs().max())
         for layer, weights in enumerate(eager.attentions)
         for b in range(3)
     )

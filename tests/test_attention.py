@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import models
 from bindscope.errors import UnsupportedArchitecture
-from bindscope.measure.attention import Want, hooked, recording
+from bindscope.measure.attention import Attention, during, hooked
 from bindscope.measure.selfcheck import self_check
 
 TOLERANCE = 1e-5
@@ -24,9 +24,18 @@ def _ids(batch: int, length: int = T) -> torch.Tensor:
     return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def _everything(batch: int, length: int) -> Want:
-    i = torch.arange(length)
-    return Want(i.expand(batch, length), i.expand(batch, length, length))
+class Rows:
+    """Looks at every layer: whole rows of all queries, and a band."""
+
+    def __init__(self, width: int = 3) -> None:
+        self.width = width
+        self.rows: dict[int, torch.Tensor] = {}
+        self.bands: dict[int, torch.Tensor] = {}
+
+    def __call__(self, layer: int, attention: Attention) -> None:
+        B, _, T, _ = attention.query.shape
+        self.rows[layer] = attention.probabilities(torch.arange(T).expand(B, T))
+        self.bands[layer] = attention.band(self.width)
 
 
 @torch.inference_mode()
@@ -40,8 +49,7 @@ def _eager(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[torch.Tensor
 
 @torch.inference_mode()
 def _read(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, length = inputs["input_ids"].shape
-    with hooked(model), recording(want=_everything(batch, length)) as seen:
+    with hooked(model), during(seen := Rows()):
         logits = model(**inputs, use_cache=False).logits
     return torch.stack([seen.rows[i] for i in sorted(seen.rows)]), logits
 
@@ -75,9 +83,8 @@ def test_a_row_does_not_depend_on_its_batch(model: PreTrainedModel) -> None:
 
 
 def test_row_sums(model: PreTrainedModel) -> None:
-    with torch.inference_mode(), hooked(model), recording(want=_everything(1, T)) as seen:
-        model(_ids(1), use_cache=False)
-    sums = torch.stack(list(seen.sums.values()))
+    rows, _ = _read(model, input_ids=_ids(1))
+    sums = rows.sum(-1)
     if model.config.model_type == "gpt_oss":  # a learned sink outside the sequence takes the rest
         assert (sums < 1).all()
         assert (sums > 0).all()
@@ -100,24 +107,59 @@ def test_self_check_passes(model: PreTrainedModel) -> None:
     assert check.packed
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_band_is_what_whole_rows_have(model: PreTrainedModel, masked: bool, fused: bool) -> None:
+    """From the norms that the kernel leaves, and from norms of our own; NaN where a key would be before the start."""
+    ids, mask = _ids(2), torch.ones(2, T, dtype=torch.long)
+    mask[1, -5:] = 0
+    looked: list[bool] = []
+
+    def look(layer: int, attention: Attention) -> None:
+        looked.append(attention.norms is not None)
+        whole = attention.probabilities(torch.arange(T).expand(2, T))
+        if not fused:
+            attention.norms = None
+        band = attention.band(T + 2)  # wider than the text
+        real = mask.bool()
+        torch.testing.assert_close(band[..., 0].mT[real], whole[..., 0].mT[real], atol=TOLERANCE, rtol=0)
+        for d in range(1, T + 3):
+            assert band[:, :, :d, d].isnan().all()
+            if d < T:
+                found, expected = band[:, :, d:, d].mT[real[:, d:]], whole.diagonal(-d, 2, 3).mT[real[:, d:]]
+                torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+    with torch.inference_mode(), hooked(model), during(look):
+        model(ids, **({"attention_mask": mask} if masked else {}), use_cache=False)
+    assert len(looked) == model.config.num_hidden_layers
+    capped = any(getattr(model.config, key, None) for key in ("attn_logit_softcapping",))
+    assert all(looked) == (not capped and model.config.model_type != "gpt_oss")
+
+
 def test_few_rows_are_the_same_rows(model: PreTrainedModel) -> None:
-    """Reading some pairs gives the numbers of reading all, and NaN where padded."""
+    """Reading some queries, and only the keys that they may see, gives the numbers of reading all."""
     ids = _ids(2)
     full, _ = _read(model, input_ids=ids)
-    want = Want(
-        torch.tensor([[5, 9, -1], [19, 0, 3]]), torch.tensor([[[4, 0], [8, -1], [-1, -1]], [[18, 2], [0, 0], [1, 2]]])
-    )
-    with torch.inference_mode(), hooked(model), recording(want=want) as seen:
-        model(ids, use_cache=False)
-    for layer, rows in seen.rows.items():
+    queries = torch.tensor([[5, 9, 9], [3, 0, 8]])
+
+    def look(layer: int, attention: Attention) -> None:
+        rows = attention.probabilities(queries, 10)
         for b in range(2):
-            for r, query in enumerate(want.queries[b].tolist()):
-                for c, key in enumerate(want.keys[b, r].tolist()):
-                    got = rows[b, :, r, c]
-                    if query < 0 or key < 0:
-                        assert got.isnan().all()
-                    else:
-                        torch.testing.assert_close(got, full[layer, b, :, query, key], atol=1e-6, rtol=0)
+            torch.testing.assert_close(rows[b], full[layer, b][:, queries[b], :10], atol=1e-6, rtol=0)
+
+    with torch.inference_mode(), hooked(model), during(look):
+        model(ids, use_cache=False)
+
+
+def test_an_overflow_is_not_a_number(model: PreTrainedModel) -> None:
+    """Scores beyond what floats hold leave NaN, never zero."""
+
+    def look(layer: int, attention: Attention) -> None:
+        attention.norms = torch.full(attention.query.shape[:3], torch.inf)
+        assert attention.band(1)[..., 0].isnan().all()
+
+    with torch.inference_mode(), hooked(model), during(look):
+        model(_ids(1), use_cache=False)
 
 
 @pytest.mark.parametrize("name", list(models.REFUSED))
@@ -157,7 +199,7 @@ def test_silencing_a_head_equals_zeroing_its_columns(name: str, projection: str)
     """An edit at the hook is an edit of a head: the independent route zeroes the output projection's input columns."""
     model = models.build(*models.ARCHITECTURES[name])
     ids, head = _ids(2), 4
-    with torch.inference_mode(), hooked(model), recording(edit=_silence(1, head)):
+    with torch.inference_mode(), hooked(model), during(edit=_silence(1, head)):
         edited = model(ids, use_cache=False).logits
     plain = model(ids, use_cache=False).logits.detach()
     weight = model.get_submodule(projection).weight

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import models
 from bindscope.errors import RequestError
 from bindscope.measure import conditions
-from bindscope.measure.attention import hooked, recording
+from bindscope.measure.attention import during, hooked
 from bindscope.measure.conditions import Material, decoding, neutral_means, outputs_of, run
 from bindscope.measure.edits import Spans, bins, cutting, mask, value_biases
 from bindscope.measure.forward import Row
@@ -216,7 +216,7 @@ def _step_by_step(model: PreTrainedModel, text: int, heads: Any, mode: Mode, mat
                 return z
 
             rewire = None
-        with recording(edit=edit, rewire=rewire):
+        with during(edit=edit, rewire=rewire):
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return tuple(ids[len(TEXTS[text]) :])
 
@@ -232,7 +232,7 @@ def test_texts_are_continued_under_every_edit(name: str) -> None:
 
             def under(batch: Any, mode: Any = mode) -> Any:
                 edit, rewire = decoding(model, heads, mode, material, batch)
-                return recording(edit=edit, rewire=rewire)
+                return during(edit=edit, rewire=rewire)
 
             found[mode] = [w.ids for w in write(model, TEXTS, [WRITTEN] * 3, [Draw()] * 3, under=under)]
             assert found[mode] == [_step_by_step(model, i, heads, mode, material) for i in range(3)]
@@ -292,6 +292,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     np.testing.assert_array_equal(_plain(model, ROWS[0].ids, (8, 9)), before)
-    with recording() as current:
+    seen: list[int] = []
+    with during(lambda layer, _: seen.append(layer)):
         model(torch.tensor([[1, 2]]))
-    assert current.rows == {}
+    assert seen == []

@@ -22,7 +22,8 @@ from bindscope.cli import main
 from bindscope.errors import ModelError, RequestError
 from bindscope.measure.attention import hooked
 from bindscope.measure.checkpoint import READ, measure
-from bindscope.measure.valued import span_rows
+from bindscope.measure.forward import Row, read
+from bindscope.measure.valued import grams
 from bindscope.models.borrow import borrowed, inner
 from bindscope.models.load import load
 from bindscope.models.suites import suite
@@ -162,11 +163,11 @@ def test_adapters_are_measured_as_active(adapted: Any, words: PreTrainedTokenize
     _close(found, _tables(merged, words))
     bare = _tables(_model(words, "llama"), words)
     assert abs(found["binding"]["eb_star"] - bare["binding"]["eb_star"]).max() > 1e-3
-    texts, spans = [tuple(range(5, 25))], [(3, 4, 5)]
+    row = Row(tuple(range(5, 25)), span=(3, 4, 5))
     with borrowed(wrapped, words) as loaded, hooked(loaded.model):
-        ((_, mine),) = span_rows(loaded.model, texts, spans)
+        (mine,) = read(loaded.model, [row], grams=grams(loaded.model))
     with hooked(merged):
-        ((_, theirs),) = span_rows(merged, texts, spans)
+        (theirs,) = read(merged, [row], grams=grams(merged))
     np.testing.assert_allclose(mine.valued, theirs.valued, atol=1e-5)
 
 

@@ -10,11 +10,18 @@ import torch
 
 import models
 from bindscope.measure.attention import hooked
+from bindscope.measure.forward import Reading, Row, read
 from bindscope.measure.trunk import layers
-from bindscope.measure.valued import projections, span_rows
+from bindscope.measure.valued import grams, projections
 
 TEXTS = [tuple(range(3, 13)), (20, 21, 22, 23, 24), tuple(range(30, 41))]
 SPANS = [(2, 3, 4), (0, 1), (7, 8, 9, 10)]
+
+
+def _read(model: Any) -> list[Reading]:
+    with hooked(model):
+        rows = [Row(text, span=span) for text, span in zip(TEXTS, SPANS, strict=True)]
+        return read(model, [*rows, Row(tuple(range(50, 60)))], grams=grams(model))
 
 
 def _by_hand(model: Any, text: tuple[int, ...], span: tuple[int, ...], name: str) -> np.ndarray:
@@ -55,10 +62,12 @@ def _by_hand(model: Any, text: tuple[int, ...], span: tuple[int, ...], name: str
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_value_weighted_by_hand(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
-    with hooked(model):
-        found = [row for _, row in sorted(dict(span_rows(model, TEXTS, SPANS)).items())]
+    *found, without = _read(model)
+    assert without.last is None
+    assert without.valued is None
     for text, span, mine in zip(TEXTS, SPANS, found, strict=True):
         assert mine.valued is not None
+        assert mine.last is not None
         np.testing.assert_allclose(mine.valued, _by_hand(model, text, span, name), atol=1e-5)
         with torch.inference_mode():  # the model is eager by now
             maps = model(torch.tensor([text]), output_attentions=True).attentions
@@ -72,9 +81,7 @@ def test_every_architecture_has_a_known_projection(name: str) -> None:
     weights = projections(model)
     assert weights is not None
     assert len(weights) == 3
-    with hooked(model):
-        found = [row for _, row in sorted(dict(span_rows(model, TEXTS, SPANS)).items())]
-    for values in (row.valued for row in found):
+    for values in (row.valued for row in _read(model)[:-1]):
         assert values is not None
         assert values.shape == (3, 6)
         assert ((values >= 0) & (values <= 1)).all()
@@ -87,7 +94,7 @@ def test_a_null_value_binds_nothing() -> None:
         model.get_input_embeddings().weight[4] = 0  # a zero residual stays zero through RMSNorm: its value is null
     text, span = (3, 4, 5, 6), (1, 2)
     with hooked(model):
-        ((_, (_, found)),) = span_rows(model, [text], [span])
+        found = read(model, [Row(text, span=span)], grams=grams(model))[0].valued
     assert found is not None
     assert found[0].max() == 0
     assert found[1:].max() > 0  # later layers have written to that position

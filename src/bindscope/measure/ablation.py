@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bindscope.errors import MeasureError, PromptError, RequestError
-from bindscope.measure.attention import hooked, recording
+from bindscope.measure.attention import during, hooked
 from bindscope.measure.conditions import SIDE, Logs, Material, Shared, decoding, neutral_means, run
 from bindscope.measure.edits import value_biases
 from bindscope.measure.forward import Row
@@ -194,7 +194,7 @@ def _written(loaded: Loaded, asked: _Asked, mode: Mode, chosen: HeadSet) -> list
 
     def under(batch: Sequence[int]) -> AbstractContextManager[object]:
         edit, rewire = decoding(loaded.model, chosen.heads, mode, asked.writing, batch)
-        return recording(edit=edit, rewire=rewire)
+        return during(edit=edit, rewire=rewire)
 
     table = written_table("generation", loaded, asked.openings, [Draw()], under=under)
     return [float(score) for score in table.columns["score"]]

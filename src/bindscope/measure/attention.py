@@ -2,8 +2,9 @@
 
 transformers routes attention through a registered function that receives query, key and value after rotary
 embedding, the mask and the scaling, and returns the heads' outputs *before* the output projection. bindscope registers
-its own under the name "bindscope". It delegates the output to PyTorch's SDPA kernel and recomputes softmax rows only
-for the wanted (query, key) pairs, so no T x T tensor is kept. A mask function is registered under the same name:
+its own under the name "bindscope". It delegates the output to PyTorch's SDPA kernel, and computes attention
+probabilities only where somebody looks: near the diagonal from the norm of each row, which the kernel for CPUs leaves
+behind, and whole rows of few queries. No T x T tensor is kept. A mask function is registered under the same name:
 without one, transformers passes no mask and attention silently turns bidirectional.
 
 A forward pass can be *packed*: one row holds a prompt and several continuations, each of which sees the prompt and
@@ -34,26 +35,17 @@ if TYPE_CHECKING:
 
 NAME = "bindscope"
 
+#: Receives a layer index and what its heads compute from; returns nothing.
+Look = Callable[[int, "Attention"], None]
+
 #: Receives a layer index and the heads' outputs (B, T, H, d) before the output projection; returns the same shape.
 Edit = Callable[[int, Tensor], Tensor]
 
-#: Receives a layer index, the heads' outputs, a function from query positions (B, R) to their attention probabilities
-#: (B, H, R, S) in float32, and the values (B, H, S, d) of every query head; returns the heads' outputs.
-Rewire = Callable[[int, Tensor, Callable[[Tensor], Tensor], Tensor], Tensor]
+#: The same, with what the heads computed from.
+Rewire = Callable[[int, Tensor, "Attention"], Tensor]
 
 #: Softmax rows are computed for at most this many scores at a time: bounds the memory of a layer's rows.
 _MAX_SCORES = 1 << 24
-
-
-@dataclass(frozen=True)
-class Want:
-    """Which attention probabilities to keep: for row b and query queries[b, r], the keys keys[b, r, :].
-
-    queries: (B, R) long; keys: (B, R, C) long. A negative entry is padding; its probability is NaN.
-    """
-
-    queries: Tensor
-    keys: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,14 +58,22 @@ class Packing:
 
 @dataclass
 class Pass:
-    """One forward pass under the hook. `rows[layer]` is (B, H, R, C), `sums[layer]` (B, H, R): the whole row's sum."""
+    """One forward pass under the hook: who looks at the heads of each layer, and what is changed in them."""
 
-    want: Want | None = None
+    look: Look | None = None
     packing: Packing | None = None
     edit: Edit | None = None
     rewire: Rewire | None = None
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    sums: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def additive(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mask as numbers to be added to scores; layers of one kind share a mask, so it is made once."""
+        if mask.dtype != torch.bool:
+            return mask
+        key = id(mask), dtype
+        if key not in self._masks:  # the mask is kept beside it, so that its id stays its own
+            self._masks[key] = mask, torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
+        return self._masks[key][1]
 
 
 _CURRENT: ContextVar[Pass | None] = ContextVar("bindscope_pass", default=None)
@@ -115,29 +115,15 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 
 @contextmanager
-def recording(
-    want: Want | None = None, packing: Packing | None = None, edit: Edit | None = None, rewire: Rewire | None = None
-) -> Iterator[Pass]:
-    """Forward passes inside this block, under `hooked`, fill the returned Pass."""
-    current = Pass(want, packing, edit, rewire)
-    token = _CURRENT.set(current)
+def during(
+    look: Look | None = None, packing: Packing | None = None, edit: Edit | None = None, rewire: Rewire | None = None
+) -> Iterator[None]:
+    """Forward passes inside this block, under `hooked`, are looked at and edited so."""
+    token = _CURRENT.set(Pass(look, packing, edit, rewire))
     try:
-        yield current
+        yield
     finally:
         _CURRENT.reset(token)
-
-
-def band(lengths: Tensor, size: int, width: int) -> Want:
-    """Ask for the band below the diagonal of every row, and for the first column.
-
-    lengths: (B,) tokens in each row. keys[b, i, 0] = 0 (the sink); keys[b, i, d] = i - d for d = 1..width.
-    """
-    i = torch.arange(size, device=lengths.device)
-    real = i[None, :] < lengths[:, None]  # (B, T)
-    queries = torch.where(real, i, -1)
-    d = torch.arange(1, width + 1, device=lengths.device)
-    keys = torch.cat([torch.zeros_like(i)[:, None], i[:, None] - d], 1)  # (T, 1 + width)
-    return Want(queries, torch.where(real[:, :, None], keys, -1))
 
 
 def _attention(
@@ -155,85 +141,130 @@ def _attention(
     """query (B, H, T, d), key and value (B, H_kv, S, d) -> heads' outputs (B, T, H, d)."""
     if kwargs.get("position_bias") is not None:
         raise UnsupportedArchitecture(f"{type(module).__name__} adds a position bias to its scores, which is not read")
-    scores = _Scores(
-        query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux
-    )
-    if softcap is None and s_aux is None:
-        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    else:
-        z = scores.output(value)  # SDPA knows neither soft-capping nor sinks
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attention = Attention(query, key, value, attention_mask, scale, softcap, s_aux)
     current = _CURRENT.get()
+    if softcap is not None or s_aux is not None:
+        z = attention.output()  # SDPA knows neither soft-capping nor sinks
+    elif current is not None and current.look is not None and _fusible(module, attention, dropout, kwargs):
+        z = attention.fused(current)
+    else:
+        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if current is not None:
         layer = getattr(module, "layer_idx", None)
         if layer is None:
             raise UnsupportedArchitecture(f"{type(module).__name__} does not say which layer it is (no layer_idx)")
-        if current.want is not None:
-            current.rows[layer], current.sums[layer] = scores.read(current.want)
+        if current.look is not None:
+            current.look(layer, attention)
         if current.rewire is not None:
-            each = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
-            z = current.rewire(layer, z, scores.probabilities, each)
+            z = current.rewire(layer, z, attention)
         if current.edit is not None:
             z = current.edit(layer, z)
     return z, None
 
 
-@dataclass(frozen=True)
-class _Scores:
+def _fusible(module: torch.nn.Module, attention: Attention, dropout: float, kwargs: dict[str, Any]) -> bool:
+    """Whether SDPA would take its flash kernel for CPUs, which can also tell the norm of every row."""
+    q, v, mask = attention.query, attention.value, attention.mask
+    causal = getattr(module, "is_causal", True) and kwargs.get("is_causal") in (None, True)
+    plain = causal and q.shape[2] == attention.key.shape[2] if mask is None else mask.dim() == 4
+    ready = all(x.stride(-1) == 1 for x in (q, attention.key, v))
+    return bool(plain and ready and q.device.type == "cpu" and not dropout and q.shape[-1] == v.shape[-1])
+
+
+@dataclass
+class Attention:
+    """What the heads of one layer compute from, after rotary embedding: query (B, H, T, d), key and value
+    (B, H_kv, S, d), mask (B or 1, 1 or H, T, S) or None where plain causal; norms (B, H, T): the log of the sum of
+    each row's exponentials, None until it is needed."""
+
     query: Tensor
     key: Tensor
+    value: Tensor
     mask: Tensor | None
     scaling: float
     softcap: float | None
     sinks: Tensor | None
+    norms: Tensor | None = None
 
-    def probabilities(self, index: Tensor) -> Tensor:
-        """Softmax rows in float32 for query positions index (B, R): (B, H, R, S)."""
+    def probabilities(self, index: Tensor, keys: int | None = None) -> Tensor:
+        """Softmax rows in float32 for query positions index (B, R): (B, H, R, S). keys: only so many keys from the
+        front, where it is known that the queries see no others."""
+        s = self._scores(index, self.key.shape[2] if keys is None else keys)
+        if self.sinks is None:
+            return s.softmax(-1)
+        B, H, R, S = s.shape
+        sink = self.sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)
+        return torch.cat([s, sink], -1).softmax(-1)[..., :S]
+
+    def band(self, width: int) -> Tensor:
+        """Attention below the diagonal, (B, H, T, 1 + width) float32: of position i to position 0, and to positions
+        i - 1 ... i - width (NaN where that is before the start). Texts from their beginning only (T = S)."""
+        B, H, T, _ = self.query.shape
+        groups = self.key.shape[1]
+        q = self.query.reshape(B, groups, H // groups, T, -1).float()
+        k = self.key.float()[:, :, None]
+        out = torch.full((B, H, T, 1 + width), torch.nan, device=q.device)
+        norms = self._norms()
+        norms = norms.masked_fill(~norms.isfinite(), torch.nan)  # of an overflow nothing is known
+        for d in range(1 + width):
+            back = slice(0, 1) if d == 0 else slice(0, T - d)
+            if back.stop <= 0:
+                break
+            s = (q[..., d:, :] * k[..., back, :]).sum(-1).flatten(1, 2) * self.scaling  # (B, H, T - d)
+            if self.softcap is not None:
+                s = torch.tanh(s / self.softcap) * self.softcap
+            if self.mask is not None:
+                mask = self.mask[..., 0] if d == 0 else self.mask.diagonal(-d, 2, 3)
+                s = s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
+            out[:, :, d:, d] = (s - norms[:, :, d:]).exp()
+        return out
+
+    def fused(self, current: Pass) -> Tensor:
+        """The heads' outputs (B, T, H, d) by the kernel that SDPA takes on a CPU; it leaves the norms."""
+        mask = None if self.mask is None else current.additive(self.mask, self.query.dtype)
+        z: Tensor
+        z, self.norms = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            self.query, self.key, self.value, 0.0, mask is None, attn_mask=mask, scale=self.scaling
+        )
+        return z.transpose(1, 2).contiguous()
+
+    def output(self) -> Tensor:
+        """The heads' outputs (B, T, H, d) by explicit softmax."""
+        v = self.value.float().repeat_interleave(self.query.shape[1] // self.value.shape[1], 1)
+        parts = [self.probabilities(index) @ v for index in self._chunks()]
+        # A row that may see nothing (padding on the left) has no defined output; nothing visible reads it.
+        return torch.cat(parts, 2).transpose(1, 2).nan_to_num().to(self.value.dtype).contiguous()
+
+    def _norms(self) -> Tensor:
+        if self.norms is None:
+            norms = torch.cat([self._scores(index, self.key.shape[2]).logsumexp(-1) for index in self._chunks()], 2)
+            self.norms = norms if self.sinks is None else torch.logaddexp(norms, self.sinks.float().view(1, -1, 1))
+        return self.norms
+
+    def _scores(self, index: Tensor, S: int) -> Tensor:
+        """Scaled, capped and masked, float32, of query positions index (B, R) with the first S keys: (B, H, R, S)."""
         B, H, T, d = self.query.shape
-        S, groups, R = self.key.shape[2], self.key.shape[1], index.shape[1]
+        groups, R = self.key.shape[1], index.shape[1]
         q = self.query.gather(2, index[:, None, :, None].expand(B, H, R, d)).float()
         # Query head h reads key head h // (H / H_kv): the order of repeat_interleave.
-        s = q.reshape(B, groups, H // groups * R, d) @ self.key.float().transpose(2, 3)
+        s = q.reshape(B, groups, H // groups * R, d) @ self.key[:, :, :S].float().transpose(2, 3)
         s = s.view(B, H, R, S) * self.scaling
         if self.softcap is not None:
             s = torch.tanh(s / self.softcap) * self.softcap
         if self.mask is None:
             # None means causal where there is more than one query, and everything visible for a single one.
-            last = index + (S - T)
-            s = s.masked_fill((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
-        else:
-            mask = self.mask.expand(B, self.mask.shape[1], T, S)
-            mask = mask.gather(2, index[:, None, :, None].expand(B, mask.shape[1], R, S))
-            s = s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
-        if self.sinks is None:
-            return s.softmax(-1)
-        sink = self.sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)
-        return torch.cat([s, sink], -1).softmax(-1)[..., :S]
+            last = index + (self.key.shape[2] - T)
+            return s.masked_fill((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
+        mask = self.mask[..., :S].expand(B, self.mask.shape[1], T, S)
+        mask = mask.gather(2, index[:, None, :, None].expand(B, mask.shape[1], R, S))
+        return s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
 
-    def _chunks(self, n: int) -> Iterator[slice]:
-        B, H = self.query.shape[:2]
-        step = max(1, _MAX_SCORES // (B * H * self.key.shape[2]))
-        return (slice(start, start + step) for start in range(0, n, step))
-
-    def read(self, want: Want) -> tuple[Tensor, Tensor]:
-        """The wanted probabilities (B, H, R, C) and the sums of whole rows (B, H, R); NaN where padded."""
-        rows, sums = [], []
-        for part in self._chunks(want.queries.shape[1]):
-            queries, keys = want.queries[:, part].to(self.query.device), want.keys[:, part].to(self.query.device)
-            p = self.probabilities(queries.clamp(min=0))
-            index = keys.clamp(min=0)[:, None].expand(-1, p.shape[1], -1, -1)
-            gone = (keys < 0) | (queries < 0)[:, :, None]
-            rows.append(p.gather(3, index).masked_fill(gone[:, None], torch.nan))
-            sums.append(p.sum(-1).masked_fill((queries < 0)[:, None], torch.nan))
-        return torch.cat(rows, 2), torch.cat(sums, 2)
-
-    def output(self, value: Tensor) -> Tensor:
-        """The heads' outputs (B, T, H, d) by explicit softmax."""
+    def _chunks(self) -> Iterator[Tensor]:
+        """All query positions (B, R), in parts whose scores stay within `_MAX_SCORES`."""
         B, H, T, _ = self.query.shape
-        v = value.float().repeat_interleave(H // value.shape[1], 1)
-        everything = torch.arange(T, device=value.device).expand(B, T)
-        parts = [self.probabilities(everything[:, part]) @ v for part in self._chunks(T)]
-        # A row that may see nothing (padding on the left) has no defined output; nothing visible reads it.
-        return torch.cat(parts, 2).transpose(1, 2).nan_to_num().to(value.dtype).contiguous()
+        everything = torch.arange(T, device=self.query.device).expand(B, T)
+        yield from torch.split(everything, max(1, _MAX_SCORES // (B * H * self.key.shape[2])), 1)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:

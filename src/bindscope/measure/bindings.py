@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bindscope.measure import binding as b
+from bindscope.measure.forward import Reading
 from bindscope.measure.prepare import Item
-from bindscope.measure.valued import SpanRows
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement
 from bindscope.terms.spans import find, tokens_of
@@ -48,25 +48,22 @@ class Bindings:
         self._rows: list[dict[str, Any]] = []
         self._words: dict[str, str] = {}
 
-    def add(self, place: int, item: Item, band: b.Band | None) -> None:
-        """One prompt that binds, and its band; `place` orders the rows of the table."""
+    def add(self, place: int, item: Item, reading: Reading) -> None:
+        """One prompt that binds, and what was read of it; `place` orders the rows of the table."""
         row = {"place": place, "carrier": item.prompt.task == "carrier"} | self._identity(item)
-        if item.span is not None and band is not None:
-            row |= _measured(b.head_values(band, item.span.tokens[0], item.span.k), item.span.tokens[0], item.span.k)
-        self._rows.append(row)
-        if band is not None:
-            self._windows(item, band)
-
-    def rows(self, found: Iterable[tuple[int, SpanRows]]) -> None:
-        """What whole attention rows tell of the prompts whose term has a span: their places, and the rows."""
-        by_place = {row["place"]: row for row in self._rows}
-        for place, seen in found:
-            row = by_place[place]
+        if item.span is not None and reading.band is not None:
+            row |= _measured(
+                b.head_values(reading.band, item.span.tokens[0], item.span.k), item.span.tokens[0], item.span.k
+            )
+        if reading.last is not None:
             top = np.argsort(-row["bsi"], kind="stable")[:_TOP]
-            last = seen.last.reshape(-1, seen.last.shape[-1])
+            last = reading.last.reshape(-1, reading.last.shape[-1])
             row |= {"top_heads": top.tolist(), "top_rows": [last[i].tolist() for i in top]}
-            if seen.valued is not None:
-                row |= {"eb_star_value": float(b.eb(seen.valued).max()), "value_bsi": seen.valued.ravel()}
+        if reading.valued is not None:
+            row |= {"eb_star_value": float(b.eb(reading.valued).max()), "value_bsi": reading.valued.ravel()}
+        self._rows.append(row)
+        if reading.band is not None:
+            self._windows(item, reading.band)
 
     def _identity(self, item: Item) -> dict[str, Any]:
         span, prompt = item.span, item.prompt

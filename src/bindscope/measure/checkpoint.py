@@ -26,7 +26,7 @@ from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, 
 from bindscope.measure.prepare import Item, prepare, previous_token_scores
 from bindscope.measure.recognition import continuation, recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
-from bindscope.measure.valued import span_rows
+from bindscope.measure.valued import grams
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement, Prompt, Protocol
 from bindscope.terms.spans import encode
@@ -37,6 +37,9 @@ READ = ("binding", "windows", "heads", "recognition")
 WRITTEN = ("generation", "few_shot", "variability")
 #: Tables of head edits, one pass.
 EDITED = ("ablation", "ablation_sets")
+
+#: Choices that share a premise in one packed row.
+_SIDE = 8
 
 _GREEDY = (Draw(),)
 _GRID = tuple(Draw(temperature, seed) for temperature in TEMPERATURES for seed in SEEDS)
@@ -125,18 +128,16 @@ def _read(
     with hooked(model):
         unconditional = _unconditional(loaded, items, protocol, packed)
         pts = previous_token_scores(loaded, packed)
-        for place, reading in stream(model, [item.row(width) for item in items], packed=packed):
+        weights = grams(model) if ks else None
+        for place, reading in stream(model, [item.row(width) for item in items], packed=packed, grams=weights):
             item = items[place]
             if item.prompt.binds:
-                bindings.add(place, item, reading.band)
+                bindings.add(place, item, reading)
             if item.prompt.task == "recognition":
                 lengths = [len(choice) for choice in item.choices]
                 scored[place] = recognition_row(item.prompt, lengths, reading.logprobs, unconditional)
             if progress is not None:
                 progress(1)
-        bound = [(place, item) for place, item in enumerate(items) if item.prompt.binds and item.span]
-        seen = span_rows(model, [i.encoded.ids for _, i in bound], [i.span.tokens for _, i in bound if i.span])
-        bindings.rows((bound[i][0], row) for i, row in seen)
     rows = [scored[place] for place in sorted(scored)]
     recognition = Measurement("recognition", {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
     return [*bindings.tables(pts, protocol.min_null), _heads(loaded, pts), recognition]
@@ -147,8 +148,9 @@ def _unconditional(loaded: Loaded, items: Sequence[Item], protocol: Protocol, pa
     texts = sorted({choice for item in items for choice in item.prompt.choices})
     premise = encode(loaded.tokenizer, protocol.premise, loaded.bos)
     ids = [continuation(loaded.tokenizer, premise, text) for text in texts]
-    alone = read(loaded.model, [Row(premise.ids, (tokens,)) for tokens in ids], packed=packed)
-    return {text: float(r.logprobs[0].sum()) for text, r in zip(texts, alone, strict=True)}
+    rows = [Row(premise.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
+    alone = [logs for reading in read(loaded.model, rows, packed=packed) for logs in reading.logprobs]
+    return {text: float(logs.sum()) for text, logs in zip(texts, alone, strict=True)}
 
 
 def _heads(loaded: Loaded, pts: b.Array) -> Measurement:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bindscope.measure.attention import Edit, Rewire, recording
+from bindscope.measure.attention import Attention, Edit, Rewire, during
 from bindscope.measure.edits import Head, Spans, bins, check_heads, cutting, mask, replacing
 from bindscope.measure.forward import Packed, Row, forward, pack
 from bindscope.measure.memory import Fitting
@@ -155,7 +155,7 @@ class _Work:
         said = _said(model, self.mode, self.material, members, self.shared, set(gone))
         edit, rewire = _edits(self.mode, gone, self.material, batch.positions, said, members, len(part))
         with starting_above(model, lowest - 1, repeated(below, len(part))):
-            _, logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
+            logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
         return [logs[n * len(members) : (n + 1) * len(members)] for n in range(len(part))]
 
 
@@ -241,11 +241,11 @@ def decoding(
         found = now(layer, z)[0] if layer in gone else None
         return found(layer, z) if found else z
 
-    def rewire(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
         if layer not in gone or seen[layer]:  # the term stands in the text, none of it in what is written
             return z
         found = now(layer, z)[1]
-        return found(layer, z, probabilities, value) if found else z
+        return found(layer, z, attention) if found else z
 
     return (None, rewire) if mode == "knockout" else (edit, None)
 
@@ -262,7 +262,7 @@ def outputs_of(model: PreTrainedModel, texts: Sequence[tuple[int, ...]], wanted:
             found[layer] = z
         return z
 
-    with recording(edit=keep):
+    with during(edit=keep):
         model(ids, use_cache=False)
     return found
 

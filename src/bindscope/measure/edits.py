@@ -12,7 +12,7 @@ A batch may hold many conditions: a mask says for each row which heads are taken
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.errors import RequestError
-from bindscope.measure.attention import Edit, Rewire, Want, recording
+from bindscope.measure.attention import Attention, Edit, Rewire, during
 from bindscope.measure.binding import position_bin
 from bindscope.measure.trunk import layers
 
@@ -70,13 +70,14 @@ class Spans:
 def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
     """Cut the edges inside the term, in the heads that are gone."""
 
-    def rewire(layer: int, z: Tensor, probabilities: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
         if layer not in gone:
             return z
         tokens = spans.tokens.to(z.device)
         queries = tokens.clamp(min=0)
-        p = probabilities(queries)  # (B, H, k, S)
+        p = attention.probabilities(queries)  # (B, H, k, S)
         B, H, k, S = p.shape
+        value = attention.value.repeat_interleave(H // attention.value.shape[1], 1)
         inside = torch.zeros(B, k, S, dtype=torch.bool, device=p.device)
         for i in range(1, k):
             for j in range(i):
@@ -104,6 +105,7 @@ def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
 def value_biases(model: PreTrainedModel) -> dict[int, Tensor]:
     """Layer -> (H, d): what a head says when the layer's input is zero, which is its value bias. Under `hooked`."""
     found: dict[int, Tensor] = {}
+    taken: dict[int, Tensor] = {}
     zero = [_zeroed(part) for layer in layers(model) for part in layer.modules() if hasattr(part, "layer_idx")]
 
     def keep(layer: int, z: Tensor) -> Tensor:
@@ -111,14 +113,18 @@ def value_biases(model: PreTrainedModel) -> dict[int, Tensor]:
         return z
 
     first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+
+    def look(layer: int, attention: Attention) -> None:
+        taken[layer] = attention.probabilities(first.to(attention.query.device))[0, :, 0]
+
     try:
-        with recording(want=Want(first, first[:, :, None]), edit=keep) as current:
+        with during(look, edit=keep):
             model(first, use_cache=False)
     finally:
         for handle in zero:
             handle.remove()
     # Where a sink takes a share of the row, the one token in it has the rest.
-    return {layer: z / current.sums[layer][0, :, :1].to(z.dtype) for layer, z in found.items()}
+    return {layer: z / taken[layer].to(z.dtype) for layer, z in found.items()}
 
 
 def _zeroed(attention: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:

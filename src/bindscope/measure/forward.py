@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.errors import MeasureError
-from bindscope.measure.attention import Edit, Packing, Pass, Rewire, Want, band, recording, unsupported
+from bindscope.measure.attention import Attention, Edit, Look, Packing, Rewire, during, unsupported
 from bindscope.measure.memory import Fitting
+from bindscope.measure.valued import Grams, shares
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = 2048
@@ -27,11 +28,13 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of a prompt and of each continuation; `band`: how far below the diagonal attention is read, or 0."""
+    """Token ids of a prompt and of each continuation; `band`: how far below the diagonal attention is read, or 0;
+    `span`: positions of the term's tokens, whose whole rows are read, or none."""
 
     ids: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...] = ()
     band: int = 0
+    span: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Tokens in the packed sequence: nothing is predicted from the last token of a continuation."""
@@ -41,33 +44,51 @@ class Row:
 @dataclass(frozen=True)
 class Reading:
     """logprobs[c]: log P of each token of continuation c. band: (L, H, T, 1 + width) float32 attention of position i
-    to position 0 and to positions i - 1 ... i - width (NaN where that is before the start), or None."""
+    to position 0 and to positions i - 1 ... i - width (NaN where that is before the start), or None.
+
+    Of a row with a span, last: (L, H, S) attention of the term's last token to each of the S positions up to its own;
+    valued: (L, H) value-weighted BSI, None where it was not asked for."""
 
     logprobs: tuple[NDArray[np.float32], ...]
-    band: NDArray[np.float32] | None
+    band: NDArray[np.float32] | None = None
+    last: NDArray[np.float32] | None = None
+    valued: NDArray[np.float64] | None = None
 
 
 def stream(
-    model: PreTrainedModel, rows: Sequence[Row], *, packed: bool = True, batch_tokens: int = BATCH_TOKENS
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    *,
+    packed: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    grams: Grams | None = None,
 ) -> Iterator[tuple[int, Reading]]:
     """Each row's index and reading, longest rows first; the model must be under `hooked`.
 
-    What is not kept by the caller is not kept at all, so memory does not grow with the number of rows. A batch for
-    which there is no memory is halved. Raises MeasureError where a log-probability or attention weight is not finite.
+    grams: of the model's output projections, where value-weighted BSI is wanted. What is not kept by the caller is
+    not kept at all, so memory does not grow with the number of rows. A batch for which there is no memory is halved.
+    Raises MeasureError where a log-probability or attention weight is not finite.
     """
     fitting = Fitting()
     for batch in _batches(rows, batch_tokens if packed else 0):
         part = [rows[i] for i in batch]
-        found = fitting.run(part, lambda some: _packed(model, some) if packed else _cached(model, some[0]))
+        found = fitting.run(
+            part, lambda some: _packed(model, some, grams) if packed else _cached(model, some[0], grams)
+        )
         for i, reading in zip(batch, found, strict=True):
             yield i, _finite(reading, rows[i])
 
 
 def read(
-    model: PreTrainedModel, rows: Sequence[Row], *, packed: bool = True, batch_tokens: int = BATCH_TOKENS
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    *,
+    packed: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    grams: Grams | None = None,
 ) -> list[Reading]:
     """Readings of all rows, in their order."""
-    found = dict(stream(model, rows, packed=packed, batch_tokens=batch_tokens))
+    found = dict(stream(model, rows, packed=packed, batch_tokens=batch_tokens, grams=grams))
     return [found[i] for i in range(len(rows))]
 
 
@@ -132,14 +153,62 @@ def pack(rows: Sequence[Row], device: torch.device | str) -> Packed:
 
 
 @torch.no_grad()
-def _packed(model: PreTrainedModel, rows: Sequence[Row]) -> list[Reading]:
-    batch = pack(rows, model.device)
-    lengths = torch.tensor([len(row.ids) if row.band else 0 for row in rows], device=model.device)
-    width = max(row.band for row in rows)
-    want = band(lengths, int(lengths.max()), width) if width else None
-    current, logs = forward(model, batch, want=want)
-    bands = _bands(current, rows, width, model) if width else [None] * len(rows)
-    return [Reading(tuple(mine), strip) for mine, strip in zip(logs, bands, strict=True)]
+def _packed(model: PreTrainedModel, rows: Sequence[Row], grams: Grams | None) -> list[Reading]:
+    seen = _Seen(rows, grams)
+    logs = forward(model, pack(rows, model.device), look=seen.look)
+    return seen.readings(model, logs)
+
+
+class _Seen:
+    """Takes from every layer of a forward pass what the rows of the batch ask for."""
+
+    def __init__(self, rows: Sequence[Row], grams: Grams | None) -> None:
+        self.rows, self.grams = rows, grams
+        self.width = max(row.band for row in rows)
+        self.end = max((row.span[-1] + 1 for row in rows if row.span), default=0)
+        self.bands: dict[int, Tensor] = {}
+        self.last: dict[int, Tensor] = {}
+        self.valued: dict[int, Tensor] = {}
+
+    @property
+    def look(self) -> Look | None:
+        return self._look if self.width or self.end else None
+
+    def _look(self, layer: int, attention: Attention) -> None:
+        if self.width:
+            self.bands[layer] = attention.band(self.width).cpu()  # (B, H, T, 1 + width)
+        if self.end:
+            k = max(len(row.span) for row in self.rows)
+            spans = [row.span + row.span[-1:] * (k - len(row.span)) if row.span else (0,) * k for row in self.rows]
+            p = attention.probabilities(torch.tensor(spans, device=attention.query.device), self.end)  # (B, H, k, end)
+            self.last[layer] = p[:, :, -1].cpu()
+            if self.grams is not None:
+                self.valued[layer] = shares(p, attention.value[:, :, : self.end], self.grams[layer], self.rows)
+
+    def readings(self, model: PreTrainedModel, logs: Sequence[Sequence[NDArray[np.float32]]]) -> list[Reading]:
+        """A reading for each row; logs: its log-probabilities."""
+        bands, last, valued = (_stacked(model, found) for found in (self.bands, self.last, self.valued))
+        out = []
+        for b, row in enumerate(self.rows):
+            out.append(
+                Reading(
+                    tuple(logs[b]),
+                    bands[b, :, :, : len(row.ids), : 1 + row.band] if bands is not None and row.band else None,
+                    last[b, :, :, : row.span[-1] + 1] if last is not None and row.span else None,
+                    valued[b].astype(np.float64) if valued is not None and row.span else None,
+                )
+            )
+        return out
+
+
+def _stacked(model: PreTrainedModel, found: dict[int, Tensor]) -> NDArray[np.float32] | None:
+    """Layer -> (B, ...) as (B, L, ...); None where nothing was asked for."""
+    layers = int(model.config.num_hidden_layers)
+    if not found:
+        return None
+    if missing := sorted(set(range(layers)) - set(found)):
+        raise unsupported(model, f"layers {missing} of {layers} have no attention rows")
+    return torch.stack([found[layer] for layer in range(layers)], 1).numpy()
 
 
 @torch.no_grad()
@@ -147,19 +216,19 @@ def forward(
     model: PreTrainedModel,
     batch: Packed,
     *,
-    want: Want | None = None,
+    look: Look | None = None,
     edit: Edit | None = None,
     rewire: Rewire | None = None,
-) -> tuple[Pass, list[list[NDArray[np.float32]]]]:
-    """One forward pass under `hooked`: what was recorded, and per row and continuation the log P of its tokens."""
+) -> list[list[NDArray[np.float32]]]:
+    """One forward pass under `hooked`: per row and continuation the log P of its tokens."""
     packing = Packing(batch.positions, batch.segments) if batch.reads else None
     # Padding stands behind every real token, so without packing plain causal attention never sees it. With packing,
     # the mask of ones keeps transformers from reading jumps in the positions as separate documents.
     extra = {} if packing is None else {"attention_mask": torch.ones_like(batch.segments)}
-    with recording(want, packing, edit, rewire) as current, _logits_at(model, batch.reads):
+    with during(look, packing, edit, rewire), _logits_at(model, batch.reads):
         logits = model(batch.ids, position_ids=batch.positions, use_cache=False, **extra).logits[0]
     flat = iter(_logprobs(logits, [t for row in batch.targets for t in row]))
-    return current, [[next(flat) for _ in row] for row in batch.targets]
+    return [[next(flat) for _ in row] for row in batch.targets]
 
 
 def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) -> list[NDArray[np.float32]]:
@@ -172,14 +241,6 @@ def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) 
     flat = (logits[where, token].float() - norm[where]).cpu().numpy()
     ends = np.cumsum([len(tokens) for _, tokens in targets])[:-1]
     return list(np.split(flat, ends))
-
-
-def _bands(current: Pass, rows: Sequence[Row], width: int, model: PreTrainedModel) -> list[NDArray[np.float32] | None]:
-    layers = int(model.config.num_hidden_layers)
-    if missing := sorted(set(range(layers)) - set(current.rows)):
-        raise unsupported(model, f"layers {missing} of {layers} have no attention rows")
-    stack = torch.stack([current.rows[layer].float().cpu() for layer in range(layers)], 1)  # (B, L, H, T, 1 + width)
-    return [stack[b, :, :, : len(row.ids), : 1 + row.band].numpy() if row.band else None for b, row in enumerate(rows)]
 
 
 @contextmanager
@@ -202,16 +263,14 @@ def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iter
 
 
 @torch.no_grad()
-def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
+def _cached(model: PreTrainedModel, row: Row, grams: Grams | None) -> list[Reading]:
     """One row without packing: the prompt's keys and values are computed once and shared by its continuations."""
     device, n = model.device, len(row.ids)
-    width = row.band
-    want = band(torch.tensor([n], device=device), n, width) if width else None
-    with recording(want=want) as current, _logits_at(model, [(0, n - 1)]):
+    seen = _Seen([row], grams)
+    with during(seen.look), _logits_at(model, [(0, n - 1)]):
         out = model(torch.tensor([row.ids], device=device), use_cache=bool(row.continuations))
-    strip = _bands(current, [row], width, model)[0] if width else None
     if not row.continuations:
-        return [Reading((), strip)]
+        return seen.readings(model, [()])
     C, m = len(row.continuations), max(len(c) for c in row.continuations)
     first = out.logits[0, :1]  # (1, V)
     logits = first.expand(C, -1)[:, None]
@@ -227,7 +286,7 @@ def _cached(model: PreTrainedModel, row: Row) -> list[Reading]:
         logits = torch.cat([logits, rest], 1)  # (C, m, V)
     flat = logits.flatten(0, 1)
     targets = [([c * m + i for i in range(len(tokens))], tokens) for c, tokens in enumerate(row.continuations)]
-    return [Reading(tuple(_logprobs(flat, targets)), strip)]
+    return seen.readings(model, [_logprobs(flat, targets)])
 
 
 def _finite(reading: Reading, row: Row) -> Reading:

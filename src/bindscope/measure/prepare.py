@@ -34,7 +34,9 @@ class Item:
 
     def row(self, width: int) -> Row:
         """What the forward pass needs; `width` tokens back are read where binding is measured on this prompt."""
-        return Row(self.encoded.ids, self.choices, width if self.prompt.binds else 0)
+        if not self.prompt.binds:
+            return Row(self.encoded.ids, self.choices)
+        return Row(self.encoded.ids, self.choices, width, self.span.tokens if self.span else ())
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> Item:

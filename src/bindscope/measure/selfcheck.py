@@ -12,12 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.errors import UnsupportedArchitecture
-from bindscope.measure.attention import Edit, Want, hooked, recording, set_implementation, unsupported
+from bindscope.measure.attention import Attention, Edit, during, hooked, set_implementation, unsupported
 from bindscope.measure.forward import Row, read
 
 #: Largest deviation from eager attention that is accepted, by dtype: of probabilities, and of logits relative to
 #: their spread. bfloat16 keeps 8 bits of a number, float16 11; bindscope computes rows in float32 whatever the dtype.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+#: Tokens back that the band of the probe reads.
+_WIDTH = 3
 
 
 @dataclass(frozen=True)
@@ -39,24 +43,29 @@ def self_check(model: PreTrainedModel, length: int = 64) -> SelfCheck:
     limit = TOLERANCE[model.dtype]
     V = int(model.config.vocab_size)
     ids = torch.tensor([[(7 * i * i + 3) % V for i in range(1, length + 1)]], device=model.device)
-    all_rows = torch.arange(length, device=model.device)
-    want = Want(all_rows[None], all_rows.expand(1, length, length))
+    rows: dict[int, Tensor] = {}
+    bands: dict[int, Tensor] = {}
+
+    def look(layer: int, attention: Attention) -> None:
+        rows[layer] = attention.probabilities(torch.arange(length, device=attention.query.device)[None])
+        bands[layer] = attention.band(_WIDTH)
+
     with torch.no_grad():
         eager_rows, eager = _eager(model, ids)
         with hooked(model):
-            with recording(want=want) as seen:
+            with during(look):
                 logits = model(ids, use_cache=False).logits
             layers = int(model.config.num_hidden_layers)
-            if missing := sorted(set(range(layers)) - set(seen.rows)):
+            if missing := sorted(set(range(layers)) - set(rows)):
                 raise unsupported(
                     model, f"layers {missing} of {layers} have no attention rows (linear or recurrent layers)"
                 )
-            with recording(edit=_silence(layers // 2)):
+            with during(edit=_silence(layers // 2)):
                 edited = model(ids, use_cache=False).logits
             packed = _packing_holds(model, tuple(ids[0].tolist()), limit)
     spread = float(eager.float().std()) or 1.0
-    off_rows = max(float((seen.rows[i] - eager_rows[i].float()).abs().max()) for i in range(layers))
-    sums = max(float(seen.sums[i].max()) for i in range(layers))
+    off_rows = max(_deviation(rows[i], bands[i], eager_rows[i].float()) for i in range(layers))
+    sums = max(float(rows[i].sum(-1).max()) for i in range(layers))
     # The worst position, by its root mean square over the vocabulary: single logits are noise in half precision.
     off_logits = float((logits - eager).float().square().mean(-1).sqrt().max()) / spread
     moved = float((edited - logits).float().abs().max()) / spread
@@ -72,6 +81,13 @@ def self_check(model: PreTrainedModel, length: int = 64) -> SelfCheck:
     if moved == 0:
         raise unsupported(model, "silencing a head leaves the logits unchanged, so the hook does not reach them")
     return SelfCheck(off_rows, off_logits, moved, packed)
+
+
+def _deviation(rows: Tensor, band: Tensor, eager: Tensor) -> float:
+    """Of whole rows, and of the band that is computed on another way, from eager attention."""
+    near = [band[..., 0] - eager[..., 0]]
+    near += [band[..., d:, d] - eager.diagonal(-d, 2, 3) for d in range(1, band.shape[-1])]
+    return max(float(part.abs().max()) for part in (rows - eager, *near))
 
 
 def _eager(model: PreTrainedModel, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
