@@ -35,9 +35,10 @@ SEEDS = (42, 123, 456, 789, 1024)
 MAX_TOKENS = 20
 #: Prompt and new tokens in one batch.
 BATCH_TOKENS = 4096
-#: Logits closer than this can change places between a batch and a single row: in float32 the first holds, in shorter
-#: formats the second, times the standard deviation of the logits and the spacing of numbers near 1.
-_NEAR, _NEAR_SPACINGS = 1e-3, 8.0
+#: Logits closer than this can change places between a batch and a single row. In float32 they were seen to differ by up
+#: to 12 times the spacing of numbers near the largest logit: ten times that. In shorter formats: 8 times their spacing
+#: near 1, times the standard deviation of the logits.
+_NEAR, _NEAR_SHORT = 128.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
                 "overflows on some models)"
             )
         scores = scores.float()
-        close = (_NEAR_SPACINGS * self.spacing * scores.std(-1)).clamp(min=_NEAR).cpu()
+        largest = _NEAR * torch.finfo(torch.float32).eps * scores.abs().amax(-1)
+        close = (_NEAR_SHORT * self.spacing * scores.std(-1)).maximum(largest).cpu()
         for b, draw in enumerate(self.draws):
             if draw.temperature > 0:
                 u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
