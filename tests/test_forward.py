@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import models
 from bindscope.errors import MeasureError
 from bindscope.measure.attention import hooked
-from bindscope.measure.forward import Row, read, stream
+from bindscope.measure.forward import Row, _batches, read, stream
 
 TOLERANCE = 1e-5
 
@@ -105,6 +107,20 @@ def test_stream_gives_each_row_once_longest_first_and_as_read() -> None:
     for i, reading in pairs:
         for a, b in zip(reading.logprobs, whole[i].logprobs, strict=True):
             np.testing.assert_allclose(a, b, atol=TOLERANCE)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_batches_hold_each_row_once_and_stay_within_their_budget(lengths: list[int], budget: int) -> None:
+    rows = [Row(tuple(range(n))) for n in lengths]
+    batches = list(_batches(rows, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    sizes = [lengths[i] for batch in batches for i in batch]
+    assert sizes == sorted(sizes, reverse=True)
+    for batch in batches:
+        longest = lengths[batch[0]]
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        for n, i in enumerate(batch):  # padded by more than a fifth only while a quarter was not full
+            assert lengths[i] >= 0.8 * longest or n * longest < budget / 4
 
 
 def test_vocabulary_projection_only_where_read() -> None:

@@ -14,8 +14,7 @@ from bindscope.measure.attention import hooked
 from bindscope.measure.checkpoint import EDITED, WRITTEN, draws, used
 from bindscope.measure.forward import BATCH_TOKENS, Row, read
 from bindscope.measure.generation import MAX_TOKENS, Draw, distinct, write
-from bindscope.measure.prepare import Item, neutral_text
-from bindscope.measure.recognition import continuation
+from bindscope.measure.prepare import Item, neutral_text, premise_rows
 from bindscope.measure.selfcheck import self_check
 from bindscope.models.load import Loaded
 from bindscope.records import Protocol
@@ -56,11 +55,10 @@ def work(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Item], protocol: Pr
     plain = [item for item in asked if item.prompt.shot == "zero"]
     rows = [Row(item.encoded.ids, item.choices) for item in plain]
     neutral = len(encode(tokenizer, neutral_text(), protocol.bos).ids)
-    premise = encode(tokenizer, protocol.premise, protocol.bos)
-    alone = {choice for item in plain for choice in item.prompt.choices}
-    carried = [item.span.tokens[-1] + 1 for item in plain if item.span and item.prompt.binds]
-    total = sum(map(len, rows)) + neutral + sum(carried)
-    total += sum(len(premise.ids) + len(continuation(tokenizer, premise, choice)) - 1 for choice in alone)
+    alone = sorted({choice for item in plain for choice in item.prompt.choices})
+    total = (
+        sum(map(len, rows)) + neutral + sum(map(len, premise_rows(tokenizer, protocol.premise, protocol.bos, alone)))
+    )
     new = 0
     for name in (name for name in WRITTEN if name in names):
         times = len(distinct(draws(name)))

@@ -21,15 +21,14 @@ from bindscope.measure.ablation import Parts, ablate
 from bindscope.measure.ablation import steps as ablation_steps
 from bindscope.measure.attention import hooked
 from bindscope.measure.bindings import Bindings
-from bindscope.measure.forward import Row, read, stream
+from bindscope.measure.forward import read, stream
 from bindscope.measure.generation import MAX_TOKENS, SEEDS, TEMPERATURES, Draw, distinct, token_limits, written_table
-from bindscope.measure.prepare import Item, prepare, previous_token_scores
-from bindscope.measure.recognition import continuation, recognition_row
+from bindscope.measure.prepare import Item, premise_rows, prepare, previous_token_scores
+from bindscope.measure.recognition import recognition_row
 from bindscope.measure.selfcheck import SelfCheck, self_check
 from bindscope.measure.valued import grams
 from bindscope.models.load import Loaded
 from bindscope.records import Measurement, Prompt, Protocol
-from bindscope.terms.spans import encode
 
 #: Tables of one forward pass over all prompts.
 READ = ("binding", "windows", "heads", "recognition")
@@ -37,9 +36,6 @@ READ = ("binding", "windows", "heads", "recognition")
 WRITTEN = ("generation", "few_shot", "variability")
 #: Tables of head edits, one pass.
 EDITED = ("ablation", "ablation_sets")
-
-#: Choices that share a premise in one packed row.
-_SIDE = 8
 
 _GREEDY = (Draw(),)
 _GRID = tuple(Draw(temperature, seed) for temperature in TEMPERATURES for seed in SEEDS)
@@ -146,9 +142,7 @@ def _read(
 def _unconditional(loaded: Loaded, items: Sequence[Item], protocol: Protocol, packed: bool) -> dict[str, float]:
     """log P of every choice after the neutral premise."""
     texts = sorted({choice for item in items for choice in item.prompt.choices})
-    premise = encode(loaded.tokenizer, protocol.premise, loaded.bos)
-    ids = [continuation(loaded.tokenizer, premise, text) for text in texts]
-    rows = [Row(premise.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
+    rows = premise_rows(loaded.tokenizer, protocol.premise, loaded.bos, texts)
     alone = [logs for reading in read(loaded.model, rows, packed=packed) for logs in reading.logprobs]
     return {text: float(logs.sum()) for text, logs in zip(texts, alone, strict=True)}
 

@@ -24,6 +24,8 @@ from bindscope.measure.valued import Grams, shares
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = 2048
+#: A row shorter than this share of the longest does not join a batch that is a quarter full.
+_LEAST_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,20 @@ def read(
 
 
 def _batches(rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
-    """Rows of like length together, longest first, so that a batch too large for memory fails at once."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    start = 0
-    while start < len(order):
-        size = max(1, budget // max(1, len(rows[order[start]])))
-        yield order[start : start + size]
-        start += size
+    """Rows of like length together, longest first, so that a batch too large for memory fails at once.
+
+    A batch of some size ends where a row would be padded by more than a fifth: prompts and questions differ much.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        T = len(rows[batch[0]]) if batch else 0
+        short = len(rows[i]) < _LEAST_SHARE * T and len(batch) * T >= budget / 4
+        if batch and ((len(batch) + 1) * T > budget or short):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)

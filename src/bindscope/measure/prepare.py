@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Tokens of neutral text in one row of the previous-token measurement.
 _NEUTRAL_TOKENS = 128
+#: Choices behind one premise.
+_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,13 @@ def prepare(loaded: Loaded, prompt: Prompt) -> Item:
             f"{loaded.context} of the context of {loaded.ref.suite}; shorten it"
         )
     return item
+
+
+def premise_rows(tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, choices: Sequence[str]) -> list[Row]:
+    """The choices in their order after the neutral premise, several of them behind one premise."""
+    encoded = encode(tokenizer, premise, bos)
+    ids = [continuation(tokenizer, encoded, choice) for choice in choices]
+    return [Row(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
 
 
 def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:
