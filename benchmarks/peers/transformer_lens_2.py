@@ -23,12 +23,14 @@ from worker import Job, serve
 def hooked(folder: Path) -> HookedTransformer:
     """The model of a folder, processed as from_pretrained does by default.
 
-    Its config comes from the hub by an official name; here it is that of the folder. Llama models have one hand-written
-    config each, which knows no others, and would be computed with another rotary base.
+    Its config is fetched from the hub by an official name; here it is that of the folder. A Llama model whose name is
+    not in its table is computed with a rotary base of 10,000 whatever its config says, so only GPT-NeoX is taken.
     """
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "gpt_neox":
-        raise ValueError(f"HookedTransformer reads a {config.model_type} model under its official name only")
+        raise ValueError(
+            f"HookedTransformer would not take all of this {config.model_type} config; give a gpt_neox model"
+        )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     asked, loading.AutoConfig.from_pretrained = loading.AutoConfig.from_pretrained, lambda *_, **__: config
     try:
