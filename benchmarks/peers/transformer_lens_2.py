@@ -28,9 +28,7 @@ def hooked(folder: Path) -> HookedTransformer:
     """
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "gpt_neox":
-        raise ValueError(
-            f"HookedTransformer would not take all of this {config.model_type} config; give a gpt_neox model"
-        )
+        raise ValueError(f"HookedTransformer would not read all of a {config.model_type} config; give a gpt_neox model")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     asked, loading.AutoConfig.from_pretrained = loading.AutoConfig.from_pretrained, lambda *_, **__: config
     try:

@@ -4,11 +4,11 @@
 
 One JSON object a line. Once the model is loaded: {"ready": true, "versions": {...}, "jobs": [...], "rss_mb": ...}.
 Then for each line of standard input, {"job": NAME, "out": FILE.npz or null, "threads": N}, the answer
-{"seconds": ..., "peak_mb": ..., "rss_mb": ...} or {"error": "..."}; the end of the input ends the process. peak_mb is
-the highest resident memory during the job less that before it; weights are mapped from their file, so the first job
-that touches them is charged for them. Arrays are written to `out` outside the measured part.
-Whatever else a library prints goes to standard error. Nothing but NumPy and torch is needed, so this file
-runs in the environment of every peer.
+{"seconds": ..., "cpu_seconds": ..., "peak_mb": ..., "rss_mb": ...} or {"error": "..."}; the end of the input ends the
+process. cpu_seconds are those of all threads: on a machine that does other things too they say more. peak_mb is the
+highest resident memory during the job less that before it; weights are mapped from their file, so the first job that
+touches them is charged for them. Arrays are written to `out` outside the measured part. Whatever else a library prints
+goes to standard error. Nothing but NumPy and torch is needed, so this file runs in the environment of every peer.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def _run(jobs: Mapping[str, Job], job: str, out: str | None, threads: int) -> di
     ctypes.CDLL(None).malloc_trim(0)  # what the job before has freed would hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
     before = _memory("VmRSS")
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     arrays = jobs[job]()
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     peak = _memory("VmHWM")
     if out:
         np.savez(out, **arrays)
-    return {"seconds": seconds, "peak_mb": peak - before, "rss_mb": _memory("VmRSS")}
+    return {"seconds": seconds, "cpu_seconds": busy, "peak_mb": peak - before, "rss_mb": _memory("VmRSS")}
 
 
 def _memory(field: str) -> float:
