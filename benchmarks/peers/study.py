@@ -57,8 +57,8 @@ class Eager:
     """Any other model in transformers."""
 
     def __init__(self, folder: Path) -> None:
-        kind = AutoModelForCausalLM
-        self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        eager = {"dtype": torch.float32, "attn_implementation": "eager"}
+        self.model = AutoModelForCausalLM.from_pretrained(folder, **eager).eval()
 
     def attentions(self, ids: Tensor) -> Iterator[Tensor]:
         yield from self.model(ids, output_attentions=True).attentions
