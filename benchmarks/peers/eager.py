@@ -1,0 +1,36 @@
+"""transformers with eager attention, which hands out all attention weights of all layers: `binding` in batches.
+
+https://huggingface.co/docs/transformers/main_classes/output (attentions)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from work import Work, batches, eb_star, padded
+from worker import Job, serve
+
+
+def binding(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:
+    values = np.empty(len(work.binding))
+    for batch in batches(work.binding):
+        rows = [work.binding[i] for i in batch]
+        ids = torch.from_numpy(padded(rows))
+        layers = model.base_model(ids, use_cache=False, output_attentions=True).attentions  # L of (B, H, T, T)
+        for b, i in enumerate(batch):
+            values[i] = eb_star([layer[b].numpy() for layer in layers], rows[b].span)
+    return {"eb_star": values}
+
+
+def load(folder: Path, work: Work) -> Mapping[str, Job]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return {"binding": partial(binding, model, work)}
+
+
+if __name__ == "__main__":
+    serve(load, "transformers")

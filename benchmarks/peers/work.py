@@ -1,0 +1,92 @@
+"""What every contestant is given, and the one reduction that all of them share: attention weights -> EB*.
+
+Token ids are given, so all see the same input; rows are padded on the right, where causal attention never sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+#: Padded tokens in one batch, as bindscope has it.
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt: its text and ids, the positions of the term (empty: none), the choices as ids and as text."""
+
+    id: str
+    text: str
+    ids: tuple[int, ...]
+    span: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    choice_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows by what is measured on them."""
+
+    binding: tuple[Row, ...]
+    recognition: tuple[Row, ...]
+    generation: tuple[Row, ...]
+    max_new_tokens: int
+
+    @classmethod
+    def read(cls, path: Path) -> Work:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            Row(
+                row["id"],
+                row["text"],
+                tuple(row["ids"]),
+                tuple(row.get("span") or ()),
+                tuple(map(tuple, row.get("choices") or ())),
+                tuple(row.get("choice_texts") or ()),
+            )
+            for row in raw["rows"]
+        ]
+        parts = (tuple(rows[i] for i in raw[name]) for name in ("binding", "recognition", "generation"))
+        return cls(*parts, raw["max_new_tokens"])
+
+
+def batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Indices of rows of like length together, longest first, at most BATCH_TOKENS padded tokens in a batch."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    while order:
+        size = max(1, BATCH_TOKENS // len(rows[order[0]].ids))
+        yield order[:size]
+        order = order[size:]
+
+
+def padded(rows: Sequence[Row]) -> np.ndarray:
+    """(B, T) ids, padded on the right with 0."""
+    ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int64)
+    for b, row in enumerate(rows):
+        ids[b, : len(row.ids)] = row.ids
+    return ids
+
+
+def eb_star(layers: Iterable[np.ndarray], span: Sequence[int]) -> float:
+    """layers: attention weights (H, T, T) of one prompt, layer by layer.
+
+    BSI is the mean over pairs i > j of the span of the weight from i to j, EB of a layer the largest head's less the
+    mean head's, EB* the largest layer's (Tran 2026).
+    """
+    pairs = [(i, j) for n, i in enumerate(span) for j in span[:n]]
+    later, earlier = (list(side) for side in zip(*pairs, strict=True))
+    bsi = np.stack([layer[:, later, earlier].mean(-1) for layer in layers])  # (L, H)
+    return float((bsi.max(1) - bsi.mean(1)).max())
+
+
+def tokens(continuations: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """(N, length) generated ids, -1 behind the end of each."""
+    out = np.full((len(continuations), length), -1, np.int64)
+    for n, ids in enumerate(continuations):
+        out[n, : len(ids)] = ids
+    return out
