@@ -118,6 +118,15 @@ def test_null_by_hand_and_missing_with_its_reason() -> None:
 
 def test_position_bins_double() -> None:
     assert [b.position_bin(i) for i in (0, 1, 2, 3, 4, 7, 8, 15, 16)] == [-1, 0, 1, 1, 2, 2, 3, 3, 4]
+    many = np.arange(0, 5000)
+    assert b.position_bins(many).tolist() == [b.position_bin(int(i)) for i in many]
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.sets(st.integers(0, 11)))
+def test_window_starts_by_hand(length: int, k: int, forbidden: set[int]) -> None:
+    blocked = {0, *(i for i in forbidden if i < length)}
+    expected = [s for s in range(length - k + 1) if not blocked & set(range(s, s + k))]
+    assert b.window_starts(length, k, [i for i in forbidden if i < length]).tolist() == expected
 
 
 def test_previous_token_score_by_hand() -> None:

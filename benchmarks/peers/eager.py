@@ -18,9 +18,9 @@ from worker import Job, serve
 
 def binding(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:
     values = np.empty(len(work.binding))
-    for batch in batches(work.binding):
+    for batch in batches([row.ids for row in work.binding]):
         rows = [work.binding[i] for i in batch]
-        ids = torch.from_numpy(padded(rows))
+        ids = torch.from_numpy(padded([row.ids for row in rows]))
         layers = model.base_model(ids, use_cache=False, output_attentions=True).attentions  # L of (B, H, T, T)
         for b, i in enumerate(batch):
             values[i] = eb_star([layer[b].numpy() for layer in layers], rows[b].span)

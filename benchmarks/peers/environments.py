@@ -19,6 +19,7 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 CACHE = Path(".bench")
 #: Contestant (a script beside this file) -> its environment; None: the one that runs this file.
 CONTESTANTS = {
+    "ours": None,
     "plain": None,
     "eager": None,
     "transformer_lens_2": "transformer-lens-2",

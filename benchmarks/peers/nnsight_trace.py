@@ -53,7 +53,7 @@ def load(folder: Path, work: Work) -> Mapping[str, Job]:
     )
     return {
         "binding": partial(binding, model, work, [[i] for i in range(len(work.binding))]),
-        "binding_batched": partial(binding, model, work, list(batches(work.binding))),
+        "binding_batched": partial(binding, model, work, list(batches([row.ids for row in work.binding]))),
     }
 
 

@@ -1,13 +1,15 @@
 """transformers with SDPA attention, its default, and no measurement: what a forward pass and decoding cost at least.
 
-`forward` runs the base model over all rows with a term, `forward_logits` adds the vocabulary projection at the last
-token of each row, `generation` decodes greedily, one prompt at a time
-(https://huggingface.co/docs/transformers/llm_tutorial, https://huggingface.co/docs/transformers/main_classes/text_generation).
+`forward` runs the base model over all rows with a term; `forward_neutral` over the neutral text too, from which
+bindscope takes previous-token scores. `read` and `read_controls` run it over all tokens once (each prompt, each
+choice's tokens behind it, as one causal text) with the vocabulary projection where a token of a choice is predicted,
+the second over the texts of the controls too. `generation` decodes greedily, one prompt at a time
+(https://huggingface.co/docs/transformers/llm_tutorial).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,20 +17,34 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from work import Work, batches, padded, tokens
+from work import Row, Work, batches, padded, tokens
 from worker import Job, serve
 
 
-def forward(model: PreTrainedModel, work: Work, logits: bool) -> Mapping[str, np.ndarray]:
-    """The last token's hidden state, or the id that the model finds most likely to follow."""
+def forward(model: PreTrainedModel, rows: Sequence[Row]) -> Mapping[str, np.ndarray]:
+    """The last token's hidden state."""
     found: dict[int, Tensor] = {}
-    for batch in batches(work.binding):
-        rows = [work.binding[i] for i in batch]
-        hidden = model.base_model(torch.from_numpy(padded(rows)), use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(rows)), torch.tensor([len(row.ids) - 1 for row in rows])]
-        found |= zip(batch, model.get_output_embeddings()(last).argmax(-1) if logits else last, strict=True)
-    values = torch.stack([found[i] for i in range(len(found))])
-    return {"next" if logits else "hidden": values.numpy()}
+    for batch in batches([row.ids for row in rows]):
+        ids = torch.from_numpy(padded([rows[i].ids for i in batch]))
+        hidden = model.base_model(ids, use_cache=False).last_hidden_state
+        last = torch.tensor([len(rows[i].ids) - 1 for i in batch])
+        found |= zip(batch, hidden[torch.arange(len(batch)), last], strict=True)
+    return {"hidden": torch.stack([found[i] for i in range(len(found))]).numpy()}
+
+
+def read(model: PreTrainedModel, rows: Sequence[Row]) -> Mapping[str, np.ndarray]:
+    """The ids found most likely where a token of a choice is predicted."""
+    texts = [row.ids + tuple(i for choice in row.choices for i in choice[:-1]) for row in rows]
+    found = []
+    for batch in batches(texts):
+        ids = torch.from_numpy(padded([texts[i] for i in batch]))
+        hidden = model.base_model(ids, use_cache=False).last_hidden_state
+        scored = [(b, rows[i], texts[i]) for b, i in enumerate(batch) if rows[i].choices]
+        if scored:
+            reads = [(b, t) for b, row, text in scored for t in range(len(row.ids) - 1, len(text))]
+            b, t = zip(*reads, strict=True)
+            found.append(model.get_output_embeddings()(hidden[list(b), list(t)]).argmax(-1))
+    return {"next": torch.cat(found).numpy()}
 
 
 def generation(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:
@@ -49,8 +65,10 @@ def generation(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:
 def load(folder: Path, work: Work) -> Mapping[str, Job]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return {
-        "forward": partial(forward, model, work, False),
-        "forward_logits": partial(forward, model, work, True),
+        "forward": partial(forward, model, work.binding),
+        "forward_neutral": partial(forward, model, work.binding + work.neutral),
+        "read": partial(read, model, work.binding),
+        "read_controls": partial(read, model, work.binding + work.neutral + work.premises),
         "generation": partial(generation, model, work),
     }
 

@@ -23,7 +23,9 @@ def binding(model: TransformerBridge, work: Work, groups: list[list[int]]) -> Ma
     values = np.empty(len(work.binding))
     for group in groups:
         rows = [work.binding[i] for i in group]
-        _, cache = model.run_with_cache(torch.from_numpy(padded(rows)), names_filter=names, return_type=None)
+        _, cache = model.run_with_cache(
+            torch.from_numpy(padded([row.ids for row in rows])), names_filter=names, return_type=None
+        )
         for b, i in enumerate(group):
             values[i] = eb_star([cache[name][b].numpy() for name in names], rows[b].span)
     return {"eb_star": values}
@@ -33,7 +35,7 @@ def load(folder: Path, work: Work) -> Mapping[str, Job]:
     model = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
     return {
         "binding": partial(binding, model, work, [[i] for i in range(len(work.binding))]),
-        "binding_batched": partial(binding, model, work, list(batches(work.binding))),
+        "binding_batched": partial(binding, model, work, list(batches([row.ids for row in work.binding]))),
     }
 
 

@@ -30,12 +30,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows by what is measured on them."""
+    """Rows by what is measured on them; neutral and premises: what bindscope reads beside them, for its controls."""
 
     binding: tuple[Row, ...]
     recognition: tuple[Row, ...]
     generation: tuple[Row, ...]
     max_new_tokens: int
+    neutral: tuple[Row, ...] = ()
+    premises: tuple[Row, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Work:
@@ -51,24 +53,35 @@ class Work:
             )
             for row in raw["rows"]
         ]
-        parts = (tuple(rows[i] for i in raw[name]) for name in ("binding", "recognition", "generation"))
-        return cls(*parts, raw["max_new_tokens"])
+        binding, recognition, generation, neutral, premises = (
+            tuple(rows[i] for i in raw.get(name, ()))
+            for name in ("binding", "recognition", "generation", "neutral", "premises")
+        )
+        return cls(binding, recognition, generation, raw["max_new_tokens"], neutral, premises)
 
 
-def batches(rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Indices of rows of like length together, longest first, at most BATCH_TOKENS padded tokens in a batch."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    while order:
-        size = max(1, BATCH_TOKENS // len(rows[order[0]].ids))
-        yield order[:size]
-        order = order[size:]
+def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of texts of like length together, longest first, at most BATCH_TOKENS padded tokens in a batch.
+
+    One that is a quarter full ends where a text would be padded by more than a fifth. As bindscope has it.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+        longest = len(texts[batch[0]]) if batch else 0
+        short = len(texts[i]) < 0.8 * longest and len(batch) * longest >= BATCH_TOKENS / 4
+        if batch and ((len(batch) + 1) * longest > BATCH_TOKENS or short):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
-def padded(rows: Sequence[Row]) -> np.ndarray:
+def padded(texts: Sequence[Sequence[int]]) -> np.ndarray:
     """(B, T) ids, padded on the right with 0."""
-    ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int64)
-    for b, row in enumerate(rows):
-        ids[b, : len(row.ids)] = row.ids
+    ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
+    for b, text in enumerate(texts):
+        ids[b, : len(text)] = text
     return ids
 
 

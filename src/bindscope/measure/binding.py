@@ -91,23 +91,22 @@ class Windows:
 
 def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.int64]:
     """Where windows of k tokens begin that avoid position 0 and the `forbidden` positions."""
-    blocked = np.zeros(length, bool)
-    blocked[[0, *forbidden]] = True
-    return np.array([s for s in range(1, length - k + 1) if not blocked[s : s + k].any()], dtype=np.int64)
+    blocked = np.zeros(length, dtype=np.int64)
+    blocked[[0, *forbidden]] = 1
+    before = np.concatenate([[0], blocked.cumsum()])  # blocked positions in front of each
+    return np.flatnonzero(before[k:] == before[:-k]) if k <= length else np.empty(0, dtype=np.int64)
 
 
 def windows(P: Band, k: int, starts: NDArray[np.int64]) -> Windows:
     """The windows of k tokens of one prompt that begin at `starts`."""
     if not len(starts):
         return Windows(k, starts, np.empty(0), np.empty(0), np.zeros(P.shape[:2]))
-    pair_sum = mass_sum = np.zeros((P.shape[0], P.shape[1], len(starts)))
+    total = np.zeros((P.shape[0], P.shape[1], len(starts)))  # sum_{i>j} A[s_i, s_j]
     for i in range(1, k):
-        row = P[:, :, starts + i, 1 : i + 1].astype(np.float64).sum(-1)  # sum_{j<i} A[s_i, s_j], (L, H, n)
-        pair_sum = pair_sum + row
-        mass_sum = mass_sum + row
+        total += P[:, :, starts + i, 1 : i + 1].sum(-1, dtype=np.float64)
+    star = eb(total).max(0)  # both means divide the same sum
     pairs = k * (k - 1) / 2
-    bsi = pair_sum / pairs
-    return Windows(k, starts, eb(bsi).max(0), eb(mass_sum / (k - 1)).max(0), bsi.sum(-1))
+    return Windows(k, starts, star / pairs, star / (k - 1), total.sum(-1) / pairs)
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,11 @@ def against(observed: float, null: Array, least: int) -> Null:
         return Null(None, None, None, n, f"{n} null windows, {least} needed")
     mean = float(null.mean())
     return Null(mean, observed - mean, (int((null <= observed).sum()) + 1) / (n + 1), n, None)
+
+
+def position_bins(starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`position_bin` of each."""
+    return np.where(starts > 0, np.log2(np.maximum(starts, 1)), -1).astype(np.int64)
 
 
 def position_bin(start: int) -> int:

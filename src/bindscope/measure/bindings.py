@@ -193,7 +193,7 @@ def _samples(null: dict[_Pool, _Windows]) -> dict[tuple[Any, ...], b.Array]:
     out: dict[tuple[Any, ...], b.Array] = {}
     for (k, carrier), pool in null.items():
         values = np.concatenate([c.eb_star for c in pool.chunks])
-        bins = np.array([b.position_bin(int(s)) for c in pool.chunks for s in c.starts])
+        bins = b.position_bins(np.concatenate([c.starts for c in pool.chunks]))
         out[k, carrier, "eb_star"] = values
         out[k, carrier, "mass"] = np.concatenate([c.eb_star_mass for c in pool.chunks])
         out |= {(k, carrier, int(place)): values[bins == place] for place in np.unique(bins)}

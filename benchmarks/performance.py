@@ -1,0 +1,235 @@
+"""docs/performance.md: measurements without a contestant, and the page that tells all of them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BINDSCOPE = Path(sys.executable).with_name("bindscope")
+
+#: comparison -> (title, {entry: (which way, limit)}): "cost" is ours / theirs, "gain" theirs / ours.
+LIMITS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
+    "binding": (
+        "Binding alone",
+        {"plain forward": ("cost", 1.05), "plain forward_neutral": ("cost", 1.05), "eager binding": ("gain", 1.0)},
+    ),
+    "read": (
+        "Binding and recognition in one pass",
+        {"plain read": ("cost", 1.15), "plain read_controls": ("cost", 1.15)},
+    ),
+    "long-512": ("Texts of 512 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.0)}),
+    "long-2048": ("Texts of 2,048 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.5)}),
+    "long-4096": ("Texts of 4,096 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.5)}),
+    "peers": (
+        "Binding in other programs",
+        {
+            "transformer_lens_2 binding": ("gain", 3.0),
+            "transformer_lens_2 binding_batched": ("gain", 3.0),
+            "transformer_lens_4 binding": ("gain", 3.0),
+            "transformer_lens_4 binding_batched": ("gain", 3.0),
+            "nnsight_trace binding": ("gain", 2.0),
+            "nnsight_trace binding_batched": ("gain", 2.0),
+            "study binding": ("gain", 12.0),
+        },
+    ),
+    "recognition": (
+        "Recognition in lm-evaluation-harness",
+        {"lm_eval_mc recognition": ("gain", 3.0), "lm_eval_mc recognition_1": ("gain", 3.0)},
+    ),
+    "generation": ("Generation", {"plain generation": ("gain", 3.0)}),
+    "battery": ("A whole checkpoint", {"study battery": ("gain", 10.0)}),
+}
+#: Entry -> what it is, in words.
+WORDS = {
+    "plain forward": "plain forward pass (SDPA), the same prompts",
+    "plain forward_neutral": "the same, with the neutral text of the previous-token scores",
+    "plain read": "plain forward pass, each prompt and choice once",
+    "plain read_controls": "the same, with the texts of the controls (neutral text, premises of PMI)",
+    "plain generation": "`generate()`, one prompt at a time",
+    "eager binding": "eager attention, `output_attentions=True`, the same batches",
+    "transformer_lens_2 binding": "TransformerLens 2, HookedTransformer, a prompt at a time",
+    "transformer_lens_2 binding_batched": "the same in our batches",
+    "transformer_lens_4 binding": "TransformerLens 4, bridge, a prompt at a time",
+    "transformer_lens_4 binding_batched": "the same in our batches",
+    "nnsight_trace binding": "nnsight, a prompt at a time",
+    "nnsight_trace binding_batched": "the same in our batches",
+    "lm_eval_mc recognition": "lm-eval, batch 16",
+    "lm_eval_mc recognition_1": "lm-eval, batch 1",
+    "study binding": "the study's protocol: a truncated pass per layer and prompt",
+    "study battery": "the study's protocol: two scripts, a load each",
+}
+
+
+def circumstances() -> dict[str, str]:
+    """Machine and date of a measurement."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {"machine": f"{cpu}, {len(_cores())} cores", "date": datetime.now(UTC).date().isoformat()}
+
+
+def _cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0)
+
+
+def start(cache: Path) -> dict[str, Any]:
+    """Seconds of `bindscope --help`, and what importing bindscope loads."""
+    seconds = [_timed([BINDSCOPE, "--help"]) for _ in range(11)][1:]
+    code = "import sys, bindscope; print(int('torch' in sys.modules or 'transformers' in sys.modules))"
+    torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return {"seconds": seconds, "torch": torch == "1"}
+
+
+_GROW = """
+import json, resource, sys, time
+from dataclasses import replace
+from bindscope import study as studies
+from bindscope.measure.checkpoint import READ, measure
+from bindscope.models.load import load
+from bindscope.models.suites import suite
+from bindscope.records import Protocol
+times = int(sys.argv[1])
+loaded = load(suite("tiny").checkpoints[-1], dtype="float32", device="cpu")
+prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
+many = [replace(p, id=f"{p.id}#{n}") for n in range(times) for p in prompts]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+measure(loaded, many, Protocol(bos=loaded.bos), READ)
+print(json.dumps({"prompts": len(many), "seconds": time.perf_counter() - start,
+                  "before": before / 1e3, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+"""
+
+
+def growth(cache: Path) -> dict[str, Any]:
+    """451 prompts, ten times and a hundred times as many, on the last checkpoint of `tiny`; each in a process."""
+    found = []
+    for times in (1, 10, 100):
+        command = [sys.executable, "-c", _GROW, str(times)]
+        found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    return {"rows": found}
+
+
+def afterwards(cache: Path) -> dict[str, Any]:
+    """`analyse` and `report` on 24 checkpoints of 451 prompts: both seeds of `tiny`."""
+    with tempfile.TemporaryDirectory() as folder:
+        suites = ["--suites", "tiny", "--suites", "tiny-seed-21"]
+        run = [BINDSCOPE, "run", "canonical-41", "--protocol", "published", *suites, "--out", folder]
+        subprocess.run(run, check=True, capture_output=True)
+        rounds = [[_timed([BINDSCOPE, command, folder]) for command in ("analyse", "report")] for _ in range(5)]
+    return {"analyse": [a for a, _ in rounds], "report": [b for _, b in rounds]}
+
+
+ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {"start": start, "growth": growth, "afterwards": afterwards}
+
+
+def _timed(command: list[Any]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def page(known: Mapping[str, Any]) -> str:
+    """The document, from everything that was measured."""
+    words = (Path(__file__).parents[1] / "docs" / "performance.words.md").read_text(encoding="utf-8")
+    parts = [_comparison(found) for name, found in known.items() if name not in ALONE]
+    tables = "\n".join([*parts, *(_ALONE[name](known[name]) for name in ALONE if name in known)])
+    return words.replace("<!-- tables -->", tables.strip())
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    title, limits = LIMITS[found["comparison"]]
+    rounds: Mapping[str, Any] = found["rounds"]
+    ours, *others = rounds
+    count = found["counts"]
+    asked = {"recognition": "questions", "generation": "openings"}
+    key = found["comparison"] if found["comparison"] in asked else "binding"
+    lines = [
+        f"### {title}: {found['model']}",
+        "",
+        f"{count[key]:,} {asked.get(key, 'prompts')}, float32, {len(rounds[ours])} rounds. {_when(found)}",
+        "",
+        "| | seconds | extra memory | compared with bindscope | target | results differ by |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| bindscope | {_seconds(rounds[ours])} | {_memory(rounds[ours])} | | | |",
+    ]
+    for entry in others:
+        way, limit = limits[entry]
+        ratio, low, high = _ratio(rounds[ours], rounds[entry], way)
+        met = ratio <= limit if way == "cost" else ratio >= limit
+        told = f"bindscope takes {ratio:.3f} of it" if way == "cost" else f"bindscope is {ratio:.2f} times as fast"
+        target = f"{'≤' if way == 'cost' else '≥'} {limit:g}{'' if met else ' **missed**'}"
+        apart = found["apart"].get(entry)
+        differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
+        lines.append(
+            f"| {WORDS[entry]} | {_seconds(rounds[entry])} | {_memory(rounds[entry])} | {told} [{low:.2f}, {high:.2f}] "
+            f"| {target} | {differ} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(rounds: list[dict[str, float]]) -> str:
+    return f"{median(r['seconds'] for r in rounds):.2f}"
+
+
+def _memory(rounds: list[dict[str, float]]) -> str:
+    return f"{median(r['peak_mb'] for r in rounds):,.0f} MB"
+
+
+def _ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], way: str) -> tuple[float, float, float]:
+    """Median, lowest and highest of the rounds' ratios."""
+    found = [a["seconds"] / b["seconds"] for a, b in zip(ours, theirs, strict=True)]
+    found = found if way == "cost" else [1 / r for r in found]
+    return median(found), min(found), max(found)
+
+
+def _when(found: Mapping[str, Any]) -> str:
+    return f"{found['date']}, {found['machine']}."
+
+
+def _start(found: Mapping[str, Any]) -> str:
+    seconds = found["seconds"]
+    loads = "torch" if found["torch"] else "neither torch nor transformers"
+    return (
+        f"### Start\n\n`bindscope --help` takes {median(seconds):.2f} s (median of {len(seconds)}; target 0.3 s); "
+        f"importing bindscope loads {loads}. {_when(found)}\n"
+    )
+
+
+def _growth(found: Mapping[str, Any]) -> str:
+    lines = [
+        "### More prompts",
+        "",
+        f"Binding and recognition on the last checkpoint of `tiny`, a process each. {_when(found)}",
+        "",
+        "| prompts | seconds | ms a prompt | resident before | peak |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        each, memory = 1000 * row["seconds"] / row["prompts"], f"{row['before']:,.0f} MB | {row['peak']:,.0f} MB"
+        lines.append(f"| {row['prompts']:,} | {row['seconds']:.1f} | {each:.2f} | {memory} |")
+    return "\n".join(lines) + "\n"
+
+
+def _afterwards(found: Mapping[str, Any]) -> str:
+    both = median(a + b for a, b in zip(found["analyse"], found["report"], strict=True))
+    analyse, report = median(found["analyse"]), median(found["report"])
+    return (
+        f"### Statistics and report\n\n24 checkpoints x 451 prompts (both seeds of `tiny`): `analyse` {analyse:.1f} s, "
+        f"`report` {report:.1f} s, together {both:.1f} s (target 20 s; median of {len(found['report'])}). "
+        f"{_when(found)}\n"
+    )
+
+
+_ALONE: dict[str, Callable[[Mapping[str, Any]], str]] = {"start": _start, "growth": _growth, "afterwards": _afterwards}

@@ -1,0 +1,207 @@
+"""What measuring costs beside the model alone and beside other programs; writes docs/performance.md.
+
+    make bench                                        # or: python benchmarks/speed.py --tokenizer tokenizer.json
+
+Every contestant (benchmarks/peers) is a process that holds its model; within a comparison all run one job after the
+other, in an order that turns, and a ratio is the median of the ratios of the rounds. Their results are compared first.
+--tokenizer: that of GPT-NeoX, for random weights in the shape of Pythia-160M; without it only SmolLM2-135M is measured.
+About an hour on two quiet cores; --only takes some of the comparisons, --rounds fewer rounds (for trying).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+import performance
+from environments import CONTESTANTS, python_of
+from tasks import folders, write_work
+
+PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Who does what ("CONTESTANT JOB") on which prompts; the first is ours, with which the others are compared."""
+
+    name: str
+    work: str
+    entries: tuple[str, ...]
+    models: tuple[str, ...] = ("pythia-160m", "smollm2-135m")
+
+
+_PYTHIA, _SMOLLM2 = ("pythia-160m",), ("smollm2-135m",)
+_LONG = ("ours binding", "plain forward", "eager binding")
+COMPARISONS = (
+    Comparison("binding", "all", ("ours binding", "plain forward", "plain forward_neutral", "eager binding")),
+    Comparison("read", "all", ("ours read", "plain read", "plain read_controls")),
+    Comparison("long-512", "long-512", _LONG, _PYTHIA),
+    Comparison("long-2048", "long-2048", _LONG, _PYTHIA),
+    Comparison("long-4096", "long-4096", _LONG, _PYTHIA),
+    Comparison(
+        "peers",
+        "eighth",
+        (
+            "ours binding",
+            "transformer_lens_2 binding",
+            "transformer_lens_2 binding_batched",
+            "transformer_lens_4 binding",
+            "transformer_lens_4 binding_batched",
+            "nnsight_trace binding",
+            "nnsight_trace binding_batched",
+            "study binding",
+        ),
+        _PYTHIA,
+    ),
+    Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
+    Comparison("recognition", "eighth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1")),
+    Comparison("generation", "all", ("ours generation", "plain generation"), _PYTHIA),
+    Comparison("battery", "eighth", ("ours battery", "study battery"), _PYTHIA),
+)
+
+
+class Contestant:
+    """A process that holds a model and runs jobs when asked."""
+
+    def __init__(self, name: str, model: Path, work: Path, cache: Path) -> None:
+        environment = CONTESTANTS[name]
+        python = Path(sys.executable) if environment is None else python_of(environment, cache)
+        self.name = name
+        self.errors = (cache / f"{name}.log").open("w")
+        command = [python, PEERS / f"{name}.py", "--model", model, "--work", work]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        self.versions: dict[str, str] = self._heard()["versions"]
+
+    def run(self, job: str, out: Path | None, threads: int) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"job": job, "out": out and str(out), "threads": threads}) + "\n")
+        self.process.stdin.flush()
+        return self._heard()
+
+    def _heard(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = json.loads(line) if line else {"error": "it ended"}
+        if "error" in found:
+            raise RuntimeError(f"{self.name}: {found['error']} (see {self.errors.name})")
+        return dict(found)
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.errors.close()
+
+
+@dataclass
+class Outcome:
+    """What came of a comparison on one model: for each entry, what each round measured, and how far its results are
+    from ours (None where it has none to compare)."""
+
+    comparison: str
+    model: str
+    rounds: dict[str, list[dict[str, float]]]
+    apart: dict[str, float | None] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def run(comparison: Comparison, model: str, folder: Path, work: Path, options: argparse.Namespace) -> Outcome:
+    """Every entry once a round; the first round's results are compared."""
+    cache = options.cache.absolute()
+    outcome = Outcome(comparison.name, model, {entry: [] for entry in comparison.entries}, counts=_counts(work))
+    arrays: dict[str, Mapping[str, np.ndarray]] = {}
+    with ExitStack() as stack:
+        names = dict.fromkeys(entry.split()[0] for entry in comparison.entries)
+        running = {name: stack.enter_context(_started(name, folder, work, cache)) for name in names}
+        outcome.versions = {name: c.versions for name, c in running.items()}
+        for n in range(options.rounds):
+            turn = n % len(comparison.entries)
+            for entry in (*comparison.entries[turn:], *comparison.entries[:turn]):
+                name, job = entry.split()
+                out = cache / "out.npz" if n == 0 else None
+                found = running[name].run(job, out, options.threads)
+                outcome.rounds[entry].append(found)
+                if out is not None:
+                    arrays[entry] = dict(np.load(out))
+                print(f"{comparison.name} {model} round {n + 1}: {entry} {found['seconds']:.2f} s", flush=True)
+    ours = arrays[comparison.entries[0]]
+    outcome.apart = {entry: _apart(ours, arrays[entry]) for entry in comparison.entries[1:]}
+    return outcome
+
+
+@contextmanager
+def _started(name: str, folder: Path, work: Path, cache: Path) -> Iterator[Contestant]:
+    contestant = Contestant(name, folder, work, cache)
+    try:
+        yield contestant
+    finally:
+        contestant.end()
+
+
+def _counts(work: Path) -> dict[str, int]:
+    raw = json.loads(work.read_text())
+    return {name: len(raw[name]) for name in ("binding", "recognition", "generation")}
+
+
+def _apart(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float | None:
+    """Largest difference of what both have; for tokens, the number of texts that differ."""
+    found: list[float] = []
+    for name in ours.keys() & theirs.keys():
+        a, b = ours[name], theirs[name]
+        if a.shape != b.shape:
+            raise ValueError(f"{name}: {a.shape} here, {b.shape} there")
+        found.append(float((a != b).any(-1).sum()) if name == "tokens" else float(np.abs(a - b).max()))
+    return max(found, default=None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of GPT-NeoX")
+    parser.add_argument("--cache", type=Path, default=Path(".bench"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=sorted({c.name for c in COMPARISONS} | set(performance.ALONE)))
+    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    arguments = parser.parse_args()
+    cache = arguments.cache.absolute()
+    cache.mkdir(exist_ok=True)
+    kept = cache / "speed.json"
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for model, folder in folders(cache, arguments.tokenizer).items():
+        for comparison in COMPARISONS:
+            if model not in comparison.models or (arguments.only and comparison.name not in arguments.only):
+                continue
+            work = write_work(comparison.work, model, folder, cache)
+            place = folders_for(comparison.work, folder)
+            found = run(comparison, model, place, work, arguments)
+            known[f"{comparison.name} {model}"] = vars(found) | performance.circumstances()
+            kept.write_text(json.dumps(known, indent=1))
+    for name, measure in performance.ALONE.items():
+        if not arguments.only or name in arguments.only:
+            known[name] = measure(cache) | performance.circumstances()
+            kept.write_text(json.dumps(known, indent=1))
+    arguments.out.write_text(performance.page(known), encoding="utf-8")
+    print(f"{arguments.out} is written")
+
+
+def folders_for(work: str, folder: Path) -> Path:
+    """Long texts need a model whose config allows them."""
+    return folder.with_name(f"{folder.name}-long") if work.startswith("long") else folder
+
+
+if __name__ == "__main__":
+    main()

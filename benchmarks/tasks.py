@@ -1,0 +1,117 @@
+"""What the contestants of benchmarks/speed.py are given: folders of weights, and prompts in tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+from model import pythia_160m, save, smollm2_135m
+
+from bindscope import study as studies
+from bindscope.measure.forward import Row
+from bindscope.measure.prepare import Item, neutral_rows, neutral_text, premise_rows, prepare
+from bindscope.models.load import Loaded, load
+from bindscope.models.suites import one
+from bindscope.records import Prompt, Protocol
+
+#: New tokens: the study's.
+NEW_TOKENS = 20
+#: Tokens of a comparison on long texts.
+LONG_TOKENS = 8192
+_TERM = "screen reader"
+
+
+def folders(cache: Path, tokenizer: Path | None) -> dict[str, Path]:
+    """Model -> its weights, made once. A second folder beside Pythia's says that texts may be longer."""
+    made = {"smollm2-135m": cache / "smollm2-135m"}
+    if not made["smollm2-135m"].exists():
+        save(*smollm2_135m(), made["smollm2-135m"])
+    if tokenizer is None:
+        return made
+    pythia = cache / "pythia-160m"
+    if not pythia.exists():
+        save(*pythia_160m(tokenizer), pythia)
+        long = Path(shutil.copytree(pythia, cache / "pythia-160m-long", dirs_exist_ok=True))
+        config = json.loads((long / "config.json").read_text())
+        (long / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return {"pythia-160m": pythia, **made}
+
+
+def write_work(kind: str, model: str, folder: Path, cache: Path) -> Path:
+    """kind: "all" prompts of a11y-41 in the published protocol, an "eighth" of them, or "long-N", texts of N tokens."""
+    ref, suite = one(str(folder), None)
+    loaded = load(ref, bos=suite.bos, dtype="float32")
+    raw = _long(loaded, int(kind.removeprefix("long-"))) if kind.startswith("long-") else _study(loaded, kind)
+    path = cache / f"{model}-{kind}.json"
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    return path
+
+
+def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
+    prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
+    items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: 1 if kind == "all" else 8]
+    rows = [_row(item) for item in items]
+    choices = sorted({choice for item in items for choice in item.prompt.choices})
+    neutral, _ = neutral_rows(loaded)
+    premises = premise_rows(loaded.tokenizer, Protocol().premise, loaded.bos, choices)
+    n, m = len(rows), len(rows) + len(neutral)
+    return {
+        "rows": [*rows, *map(_text, [*neutral, *premises])],
+        "binding": [i for i, item in enumerate(items) if item.span],
+        "recognition": [i for i, item in enumerate(items) if item.choices],
+        "generation": [i for i, item in enumerate(items) if item.prompt.task == "generation"],
+        "neutral": list(range(n, m)),
+        "premises": list(range(m, m + len(premises))),
+        "max_new_tokens": NEW_TOKENS,
+    }
+
+
+def _row(item: Item) -> dict[str, Any]:
+    return {
+        "id": item.prompt.id,
+        "term": item.prompt.term,
+        "text": item.prompt.text,
+        "ids": item.encoded.ids,
+        "span": item.span.tokens if item.span else [],
+        "choices": item.choices,
+        "choice_texts": [f" {choice}" for choice in item.prompt.choices],
+    }
+
+
+def _text(row: Row) -> dict[str, Any]:
+    return {"id": "", "text": "", "ids": row.ids, "choices": row.continuations}
+
+
+def _long(loaded: Loaded, length: int) -> dict[str, Any]:
+    """Texts of exactly so many tokens: the neutral prose again and again, each beginning elsewhere, the term in the
+    middle."""
+    words = neutral_text().split()
+    rows = []
+    for n in range(max(1, LONG_TOKENS // length)):
+        prose = words[7 * n :] + words * (2 + length // len(words))
+        fewest, most = 1, length
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            fewest, most = (middle, most) if _tokens(loaded, prose, middle) <= length else (fewest, middle)
+        text = _around(prose, fewest)
+        while _tokens(loaded, text.split(" "), 0) < length:
+            text += " a"
+        rows.append(_row(prepare(loaded, Prompt(f"long-{n}", _TERM, text, "generation"))))
+    if {len(row["ids"]) for row in rows} != {length}:
+        raise ValueError(f"texts of {sorted({len(row['ids']) for row in rows})} tokens where {length} were asked for")
+    return {"rows": rows, "binding": list(range(len(rows))), "recognition": [], "generation": [], "max_new_tokens": 0}
+
+
+def _around(words: Sequence[str], count: int) -> str:
+    """The first words with the term in their middle; count 0: all of them as they are."""
+    return " ".join([*words[: count // 2], _TERM, *words[count // 2 : count]] if count else words)
+
+
+def _tokens(loaded: Loaded, words: Sequence[str], count: int) -> int:
+    return len(prepare(loaded, Prompt("long", _TERM, _around(words, count), "generation")).encoded.ids)
