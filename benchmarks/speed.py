@@ -42,10 +42,12 @@ class Comparison:
 
 
 _PYTHIA, _SMOLLM2 = ("pythia-160m",), ("smollm2-135m",)
+_BINDING = ("ours binding", "plain forward", "plain forward_neutral", "eager binding")
+_READ = ("ours read", "plain read", "plain read_controls")
 _LONG = ("ours binding", "plain forward", "eager binding")
 COMPARISONS = (
-    Comparison("binding", "all", ("ours binding", "plain forward", "plain forward_neutral", "eager binding")),
-    Comparison("read", "all", ("ours read", "plain read", "plain read_controls")),
+    Comparison("binding", "all", _BINDING, _PYTHIA),
+    Comparison("read", "all", _READ, _PYTHIA),
     Comparison("long-512", "long-512", _LONG, _PYTHIA),
     Comparison("long-2048", "long-2048", _LONG, _PYTHIA),
     Comparison("long-4096", "long-4096", _LONG, _PYTHIA),
@@ -64,9 +66,11 @@ COMPARISONS = (
         ),
         _PYTHIA,
     ),
+    Comparison("binding", "quarter", _BINDING, _SMOLLM2),
+    Comparison("read", "quarter", _READ, _SMOLLM2),
     Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
     Comparison("recognition", "eighth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1")),
-    Comparison("generation", "all", ("ours generation", "plain generation"), _PYTHIA),
+    Comparison("generation", "half", ("ours generation", "plain generation"), _PYTHIA),
     Comparison("battery", "eighth", ("ours battery", "study battery"), _PYTHIA),
 )
 

@@ -23,7 +23,9 @@ from bindscope.records import Prompt, Protocol
 #: New tokens: the study's.
 NEW_TOKENS = 20
 #: Tokens of a comparison on long texts.
-LONG_TOKENS = 8192
+LONG_TOKENS = 4096
+#: Every so many prompts.
+_SHARES = {"all": 1, "half": 2, "quarter": 4, "eighth": 8}
 _TERM = "screen reader"
 
 
@@ -44,7 +46,7 @@ def folders(cache: Path, tokenizer: Path | None) -> dict[str, Path]:
 
 
 def write_work(kind: str, model: str, folder: Path, cache: Path) -> Path:
-    """kind: "all" prompts of a11y-41 in the published protocol, an "eighth" of them, or "long-N", texts of N tokens."""
+    """kind: "all" prompts of a11y-41 in the published protocol, a share of them, or "long-N", texts of N tokens."""
     ref, suite = one(str(folder), None)
     loaded = load(ref, bos=suite.bos, dtype="float32")
     raw = _long(loaded, int(kind.removeprefix("long-"))) if kind.startswith("long-") else _study(loaded, kind)
@@ -55,7 +57,7 @@ def write_work(kind: str, model: str, folder: Path, cache: Path) -> Path:
 
 def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
     prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
-    items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: 1 if kind == "all" else 8]
+    items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: _SHARES[kind]]
     rows = [_row(item) for item in items]
     choices = sorted({choice for item in items for choice in item.prompt.choices})
     neutral, _ = neutral_rows(loaded)
