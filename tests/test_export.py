@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bindscope import study as studies
 from bindscope.cli import main
@@ -146,14 +146,9 @@ def test_a_question_that_ends_in_white_space_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", ["terms", "odd"])
+@pytest.mark.parametrize(("which", "bos"), [("terms", "default"), ("terms", "on"), ("odd", "default")])
 def test_lm_eval_gives_our_numbers(
-    tmp_path: Path,
-    odd: str,
-    words: PreTrainedTokenizerFast,
-    suite_folder: Path,
-    which: str,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, odd: str, suite_folder: Path, which: str, bos: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator = pytest.importorskip("lm_eval", reason="lm-eval is not installed").simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -161,14 +156,15 @@ def test_lm_eval_gives_our_numbers(
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     source = odd if which == "odd" else _study(tmp_path, "terms: [skip link, alt text, screen reader]")
-    text = Path(source).read_text().replace("suites: tiny", f"suites: {suite_folder}@10")
+    text = Path(source).read_text().replace("suites: tiny", f'suites: {suite_folder}@10\nbos: "{bos}"')
     Path(source).write_text(text)
     assert main(["run", source, "--out", str(tmp_path / "run")]) == 0
     ours = Store(tmp_path / "run", create=False).read("recognition").set_index("prompt")
     export(source, "lm-eval", tmp_path / "tasks")
-    model = AutoModelForCausalLM.from_pretrained(suite_folder / "checkpoint-10").eval()
+    model, words = str(suite_folder / "checkpoint-10"), str(suite_folder)
+    front = {"add_bos_token": True} if bos == "on" else {}
     found = evaluator(
-        HFLM(pretrained=model, tokenizer=words, batch_size=4, device="cpu"),
+        HFLM(pretrained=model, tokenizer=words, dtype="float32", batch_size=4, device="cpu", **front),
         tasks=sorted(_tasks(tmp_path / "tasks") if which == "odd" else ["bindscope_s_listed_rotated"]),
         task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
     )
