@@ -35,6 +35,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 _ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
 _RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
+_TO = "Tasks for lm-evaluation-harness, a Hugging Face dataset, or the tables of results for DuckDB and pandas."
 _EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
@@ -299,7 +300,7 @@ def replicate(
 @app.command(cls=_OfStudies)
 def export(
     source: Annotated[str, typer.Argument(help="A study; for parquet, the results folder of a run.")],
-    to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help="Who is to read it: docs/interop.md.")],
+    to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help=_TO)],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
 ) -> None:
     """Write a study's prompts for lm-eval or as a dataset, or a run's results as one Parquet file a table."""
