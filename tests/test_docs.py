@@ -42,6 +42,14 @@ def test_every_stored_column_is_documented(whole: Path, table: str) -> None:
         assert _documented(column, stored), column
 
 
+def test_every_stored_column_has_a_type_of_its_own(whole: Path, tmp_path: Path) -> None:
+    """What `bindscope export` writes of a run with every measure is what the store holds."""
+    assert main(["export", str(whole), "--to", "parquet", "--out", str(tmp_path / "tables")]) == 0
+    for table in TABLES:
+        exported = pd.read_parquet(tmp_path / "tables" / f"{table}.parquet")
+        assert exported.to_json() == Store(whole, create=False).read(table).to_json()
+
+
 def test_every_computed_table_is_documented(whole: Path) -> None:
     files = {path.stem for path in (whole / "analysis").glob("*.csv")}
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("## Computed") :], re.M))

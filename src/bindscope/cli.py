@@ -35,6 +35,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 _ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
 _RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
+_TO = "Tasks for lm-evaluation-harness, a Hugging Face dataset, or the tables of results for DuckDB and pandas."
 _EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
@@ -143,7 +144,7 @@ def audit(
     from bindscope.models.tokenizer import tokenizer
     from bindscope.quick import resolve
     from bindscope.terms.audit import audit as audit_terms
-    from bindscope.terms.audit import by_k, unmatched
+    from bindscope.terms.audit import by_k, unmatched, write
     from bindscope.terms.library import control_groups, library
 
     wanted = resolve(terms or ["a11y-41"])
@@ -154,12 +155,7 @@ def audit(
     if out is None:
         audit_table(table)
     else:
-        lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
-        table[lists] = table[lists].map(lambda value: json.dumps(value, ensure_ascii=False))
-        try:
-            table.to_csv(out, index=False)
-        except OSError as error:
-            raise RequestError(f"cannot write {out}: {error.strerror or error}") from error
+        write(table, out)
         print(f"{len(table)} rows in {out}")
     for name, words in loaded.items():
         counts = by_k(words, groups)
@@ -299,6 +295,18 @@ def replicate(
         show(found)
     if out is not None:
         print(f"{len(to_csv(found, out))} tables in {out}", file=sys.stderr)
+
+
+@app.command(cls=_OfStudies)
+def export(
+    source: Annotated[str, typer.Argument(help="A study; for parquet, the results folder of a run.")],
+    to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help=_TO)],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+) -> None:
+    """Write a study's prompts for lm-eval or as a dataset, or a run's results as one Parquet file a table."""
+    from bindscope.export import export as write
+
+    print(*write(source, to, out), sep="\n")
 
 
 @app.command()

@@ -183,9 +183,22 @@ class Store:
 
         Raises StoreError for a shard that is missing or damaged.
         """
+        frames = []
+        for ref, shard in self.shards(measure):
+            frame = shard.to_pandas()
+            frame.insert(0, "step", ref.step)
+            frame.insert(0, "revision", ref.revision or Path(ref.repo).name)
+            frame.insert(0, "suite", ref.suite)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def shards(self, measure: str) -> Iterator[tuple[CheckpointRef, pa.Table]]:
+        """One table's shard of every finished unit that has it, in the run's order.
+
+        Raises StoreError for a shard that is missing or damaged.
+        """
         if measure not in TABLES:
             raise StoreError(f"there is no table {measure!r}; tables: {', '.join(TABLES)}")
-        frames = []
         for unit in self.read_run().units:
             if unit.status != "done" or measure not in unit.keys:
                 continue
@@ -193,12 +206,7 @@ class Store:
             shard = self._shard(ref, measure, key)
             if isinstance(shard, str):
                 raise StoreError(shard or f"{self.path(ref, measure, key)} is missing; run `bindscope run` again")
-            frame = shard.to_pandas()
-            frame.insert(0, "step", ref.step)
-            frame.insert(0, "revision", ref.revision or Path(ref.repo).name)
-            frame.insert(0, "suite", ref.suite)
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            yield ref, shard
 
     def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
         """How a shard came to be."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from bindscope.errors import RequestError
 from bindscope.records import Term
 from bindscope.terms.spans import Encoded, encode, tokens_of
 
@@ -25,6 +28,16 @@ def audit(tokenizer: PreTrainedTokenizerBase, name: str, terms: Iterable[Term]) 
     or more tokens in a sentence; else `reason` says why not.
     """
     return pd.DataFrame([_row(tokenizer, name, term) for term in terms])
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """The table as CSV, lists as JSON. Raises RequestError where it cannot be written."""
+    lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
+    plain = table.assign(**{name: [json.dumps(ids, ensure_ascii=False) for ids in table[name]] for name in lists})
+    try:
+        plain.to_csv(path, index=False)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def by_k(tokenizer: PreTrainedTokenizerBase, groups: Mapping[str, Iterable[Term]]) -> pd.DataFrame:

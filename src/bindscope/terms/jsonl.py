@@ -168,11 +168,12 @@ def _choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
 
 def write_jsonl(prompts: Iterable[Prompt], path: Path) -> None:
     """Write prompts in the published format, with the keys that it lacks added. `read_jsonl` gives them back."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _to_json(prompts))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(prompts))
     path.write_bytes(text.encode("utf-8"))
 
 
-def _to_json(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
+def rows(prompts: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
+    """The objects that `write_jsonl` writes, one a prompt."""
     for p in prompts:
         row: dict[str, Any] = {"term": p.term, "task": p.task, "template": p.text}
         if p.task == "recognition":

@@ -1,0 +1,80 @@
+"""The prompts of a study as a Hugging Face dataset: a table for each task, and the card that says what is in them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from bindscope.export.columns import COLUMNS, table
+from bindscope.records import Task
+from bindscope.study import Study
+
+#: What a row of each table is.
+_ROWS: dict[Task, str] = {
+    "recognition": "a question",
+    "generation": "an opening",
+    "carrier": "an expression in a sentence",
+}
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """`data/TASK.parquet` for each task that the study has, and README.md."""
+    prompts = study.build_prompts()
+    tables = {task: found for task in COLUMNS if (found := table(prompts, task)).num_rows}
+    files = [folder / "data" / f"{task}.parquet" for task in tables]
+    (folder / "data").mkdir(parents=True)
+    for path, found in zip(files, tables.values(), strict=True):
+        pq.write_table(found, path)
+    card = folder / "README.md"
+    front = yaml.safe_dump(_front(study, tables), sort_keys=False, allow_unicode=True)
+    card.write_text(f"---\n{front}---\n\n{_text(study, tables)}", encoding="utf-8")
+    return [card, *files]
+
+
+def _front(study: Study, tables: dict[Task, pa.Table]) -> dict[str, Any]:
+    """What `datasets` and the hub read. Licence and language are known of the shipped texts only."""
+    known = {"license": "mit", "language": ["en"]} if _shipped(study) else {}
+    return known | {
+        "pretty_name": f"bindscope prompts: {study.name}",
+        "configs": [
+            {"config_name": task, "data_files": [{"split": "test", "path": f"data/{task}.parquet"}]} for task in tables
+        ],
+        "dataset_info": [
+            {"config_name": task, "features": [_feature(field) for field in found.schema]}
+            for task, found in tables.items()
+        ],
+    }
+
+
+def _shipped(study: Study) -> bool:
+    """Whether every text comes with bindscope."""
+    return study.prompts is None and not any(n.endswith((".yaml", ".yml")) for n in (*study.terms, *study.controls))
+
+
+def _feature(field: pa.Field) -> dict[str, Any]:
+    """A column as the front matter of a card has it."""
+    if pa.types.is_struct(field.type):
+        return {"name": field.name, "struct": [_feature(part) for part in field.type]}
+    if pa.types.is_list(field.type):
+        return {"name": field.name, "list": str(field.type.value_type)}
+    return {"name": field.name, "dtype": str(field.type)}
+
+
+def _text(study: Study, tables: dict[Task, pa.Table]) -> str:
+    about = f"{study.about}\n\n" if study.about else ""
+    rights = "" if _shipped(study) else "Some texts are not bindscope's: their authors state the licence. "
+    return (
+        f"# {study.name}\n\n{about}Prompts of a bindscope study, written by bindscope {version('bindscope')}. {rights}"
+        "A row is a prompt; written as a line of JSON it is one of a study's `prompts:`.\n"
+        + "".join(_section(task, found.num_rows) for task, found in tables.items())
+    )
+
+
+def _section(task: Task, rows: int) -> str:
+    columns = "".join(f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.meaning} |\n" for c in COLUMNS[task])
+    return f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n| column | type | meaning |\n|---|---|---|\n{columns}"

@@ -1,0 +1,81 @@
+"""Recognition questions as tasks of lm-evaluation-harness: a YAML file for each form of the questions, its Parquet file
+beside it, and a group of them all.
+
+Fields name columns (`doc_to_text: template`), so no text passes through a template engine and braces are braces. The
+delimiter is the one space that `measure.recognition` puts before a choice, so both programs cut the same tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow.parquet as pq
+import yaml
+
+from bindscope.errors import RequestError
+from bindscope.export.columns import table
+from bindscope.records import Format, Order, Prompt
+from bindscope.study import Study
+from bindscope.terms.prompts import build
+
+#: acc is the score raw, acc_bytes the score per_byte; acc_norm divides by characters, the same where all are ASCII.
+METRICS = ("acc", "acc_norm", "acc_bytes")
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """The tasks of a study and their group. Raises RequestError where it asks no recognition questions."""
+    group = "bindscope_" + re.sub(r"[^\w.-]+", "-", study.name, flags=re.ASCII)
+    tables = {f"{group}_{form}": table(prompts, "recognition") for form, prompts in questions(study).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, asked in tables.items():
+        data, task = folder / f"{name}.parquet", folder / f"{name}.yaml"
+        pq.write_table(asked, data)
+        _yaml(task, _task(name, data, study.name))
+        files += [task, data]
+    whole = folder / f"{group}.yaml"
+    _yaml(whole, {"group": group, "task": list(tables)})
+    return [whole, *files]
+
+
+def questions(study: Study) -> dict[str, tuple[Prompt, ...]]:
+    """Form -> the questions in it: listed in each order of the options, and cloze. A prompt file has forms of its own.
+
+    Raises RequestError where there are none.
+    """
+    if study.prompts is None:
+        terms = study.selected()
+        forms = {f"listed_{order}": build(terms, "listed", order) for order in get_args(Order)}
+        forms["cloze"] = build(terms, "cloze")
+    else:
+        read = study.build_prompts()
+        forms = {form: tuple(p for p in read if p.format == form) for form in get_args(Format)}
+    asked = {form: tuple(p for p in prompts if p.task == "recognition") for form, prompts in forms.items()}
+    found = {form: prompts for form, prompts in asked.items() if prompts}
+    if not found:
+        raise RequestError(f"{study.name} asks no recognition questions, so lm-eval would have nothing to score")
+    return found
+
+
+def _task(name: str, data: Path, study: str) -> dict[str, Any]:
+    return {
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},  # lm-eval looks from where it is started
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "template",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer_idx",
+        "target_delimiter": " ",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in METRICS],
+        "metadata": {"version": 1.0, "study": study, "bindscope": version("bindscope")},
+    }
+
+
+def _yaml(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
