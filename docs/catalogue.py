@@ -1,5 +1,6 @@
 """Writes docs/catalogue.md from the catalogue of suites, data/suites.yaml: `python docs/catalogue.py`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from bindscope.listing import short
@@ -15,7 +16,7 @@ read off the name of a branch; what nobody could confirm is `?`. Revisions are a
 
 Written by `python docs/catalogue.py`.
 """
-COLUMNS = ("suite", "weights", "parameters", "stored as", "BOS", "licence", "checkpoints", "steps", "tokens seen")
+COLUMNS = ("suite and its weights", "parameters", "BOS", "licence", "checkpoints")
 
 
 def page() -> str:
@@ -34,20 +35,24 @@ def page() -> str:
 def _row(suite: Suite) -> tuple[str, ...]:
     row = suite.row
     assert row is not None
-    steps = [ref.step for ref in suite.checkpoints if ref.step is not None]
-    tokens = [ref.tokens for ref in suite.checkpoints if ref.tokens is not None]
     return (
-        f"`{suite.name}`",
-        _place(row.repo),
-        short(row.parameters),
-        row.dtype or "?",
+        f"`{suite.name}`<br>{_place(row.repo)}",
+        f"{short(row.parameters)}, {row.dtype}" if row.dtype else short(row.parameters),
         {"default": "the tokenizer's"}.get(row.bos, row.bos),
         row.licence or "?",
-        # A suite in a Python package is one file, whether or not the package is installed here.
-        str(len(suite.checkpoints) or 1),
-        f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else "?",
-        f"{short(tokens[0])} to {short(tokens[-1])}" if len(tokens) > 1 else "?",
+        "; ".join(_checkpoints(suite)),
     )
+
+
+def _checkpoints(suite: Suite) -> Iterator[str]:
+    """How many, and from which step and token count to which."""
+    yield str(len(suite.checkpoints) or 1)  # a suite in a Python package is one file, installed here or not
+    steps = [ref.step for ref in suite.checkpoints if ref.step is not None]
+    tokens = [ref.tokens for ref in suite.checkpoints if ref.tokens is not None]
+    if len(steps) > 1:
+        yield f"steps {steps[0]:,} to {steps[-1]:,}"
+    if len(tokens) > 1:
+        yield f"{short(tokens[0])} to {short(tokens[-1])} tokens"
 
 
 def _place(repo: str) -> str:
