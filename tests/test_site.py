@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import shlex
@@ -226,7 +227,11 @@ def test_public_modules_are_in_the_reference(site: Path) -> None:
     modules += [f"stats.{p.stem}" for p in (ROOT / "src/bindscope/stats").glob("*.py") if p.stem != "__init__"]
     for module in modules:
         assert f'id="bindscope.{module}"' in text, module
-    assert 'id="bindscope.measure.binding.head_values"' in text
+        tree = ast.parse((ROOT / "src/bindscope" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"
+                assert f'id="bindscope.{module}.{node.name}"' in text, f"{module}.{node.name}"
     assert 'id="bindscope.store.Store.read"' in text
 
 
