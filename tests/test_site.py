@@ -23,6 +23,7 @@ import models
 from bindscope.cli import main
 from bindscope.measure import binding as b
 from bindscope.models.suites import names
+from conftest import shared
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -104,6 +105,49 @@ def test_a_previous_token_head_scores_what_the_page_says(k: int, stated: str) ->
     assert star == pytest.approx(2 / k * (1 - 1 / 12))
     assert f"{star:.4f}" == stated[:6]
     assert stated in " ".join(page("concepts").split())
+
+
+# The study
+
+
+def test_what_is_said_of_the_studys_files_is_what_they_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    tokenizer = shared("tokenizers", "neox", "tokenizer.json")
+    assert main(["replicate", str(shared("published")), "--tokenizer", str(tokenizer)]) == 0
+    shown, text = " ".join(capsys.readouterr().out.split()), " ".join(page("study").split())
+    for printed, stated in (
+        (
+            "all 153 5 1 36",
+            "Of 195 printed figures, 153 come out of the published files at the printed digits, and 5 more",
+        ),
+        ("all pairs controlled +0.239", "all 288 pairs +0.24"),
+        ("without step 0 controlled +0.061 -0.00 to +0.11", "+0.06 [-0.00, +0.11]"),
+        ("within checkpoints controlled +0.016 -0.03 to +0.03", "+0.02 [-0.03, +0.03]"),
+        ("window: early controlled +0.380", "steps 0 to 60k +0.38"),
+        ("window: late controlled -0.030", "steps 90k to 143k -0.03"),
+        ("window: early without step0 controlled +0.140 -0.06 to +0.31", "+0.14 [-0.06, +0.31]"),
+        ("15 2-7 -0.964 0.87 0.82", "rho -0.96 (160M)"),
+        ("15 2-7 -0.977 0.70 0.60", "average 0.87 and 0.70; real terms of two tokens 0.82 and 0.60"),
+        ("0.35 (pilot 160m), 0.62 (pilot 1b), 0.62 (pilot 2.8b)", "0.35, 0.62 and 0.62"),
+        ("2 of 12 prompts have their span on other tokens than the term's, which is 48 of 288", "48 of the 288 values"),
+        ("without mis-located spans controlled +0.253", "rho is +0.25 instead of +0.24"),
+        ("1 of 6 items change; with 5 random sets p cannot be below 0.17", "1 and 2 of 6 items change"),
+        ("stand in the prompt files 0 of 18", "the one-shot texts that were used (18) stand in none"),
+    ):
+        assert printed in shown, printed
+        assert stated in text, stated
+
+
+def test_what_is_said_of_our_runs_stands_on_their_pages() -> None:
+    text = page("study")
+    mine = text[text.index("## What bindscope measured") : text.index("## What stands")]
+    sources = page("claims") + page("smollm2") + page("smollm2-causal")
+    intervals = re.findall(r"\[[+-]?[\d.]+, [+-]?[\d.]+\]", mine)
+    assert len(intervals) == 5
+    for interval in intervals:
+        assert interval in sources, interval
 
 
 # What the pages tell a reader to type
