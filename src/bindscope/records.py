@@ -237,7 +237,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a shard came to be; written beside its numbers."""
+    """How a shard came to be, written beside its numbers. started: ISO 8601, UTC; seconds: wall time of its pass."""
 
     versions: Mapping[str, str]
     git_commit: str | None

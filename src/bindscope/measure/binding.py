@@ -1,7 +1,8 @@
 """How strongly attention heads bind the tokens of a term: EB* and its companions, with their nulls.
 
 All functions take a *band* P of shape (L, H, T, 1 + D): P[l, h, i, 0] is the attention of position i to position 0, and
-P[l, h, i, d] to position i - d. A term of k tokens at positions s_1 < ... < s_k (contiguous) needs D >= k - 1.
+P[l, h, i, d] to position i - d. A term of k >= 2 tokens at positions s_1 < ... < s_k (contiguous) needs D >= k - 1.
+All values are shares of attention or differences of them, without a unit; entropy is in nats.
 
 BSI, EB, EB* and head entropy are the published quantities (Tran 2026, section 3). Their all-pairs mean falls with k: a
 head that always looks at the previous token has BSI = 2/k. `mass`, which sums over earlier tokens of the term where
@@ -42,7 +43,7 @@ class HeadValues:
 
 
 def head_values(P: Band, start: int, k: int) -> HeadValues:
-    """Values of every head for the term at positions start ... start + k - 1."""
+    """Values of every head for the term at positions start ... start + k - 1 of a band P (L, H, T, 1 + D)."""
     rows = P[:, :, start : start + k].astype(np.float64)  # (L, H, k, 1 + D)
     pairs = [(i, d) for i in range(1, k) for d in range(1, i + 1)]
     weights = np.stack([rows[:, :, i, d] for i, d in pairs], -1)  # (L, H, k (k - 1) / 2)
@@ -79,8 +80,8 @@ def uniform_baseline(start: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Windows:
-    """EB* and EB*_mass of windows of k consecutive tokens, with the same maxima over heads and layers as a term, and
-    bsi (L, H): the sum of every head's BSI over the windows."""
+    """EB* and EB*_mass (n,) of n windows of k consecutive tokens that begin at `starts` (n,), with the same maxima over
+    heads and layers as a term, and bsi (L, H): the sum of every head's BSI over the windows."""
 
     k: int
     starts: NDArray[np.int64]
@@ -90,7 +91,7 @@ class Windows:
 
 
 def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.int64]:
-    """Where windows of k tokens begin that avoid position 0 and the `forbidden` positions."""
+    """Where windows of k tokens begin, in a text of `length` tokens, that avoid position 0 and the `forbidden` ones."""
     blocked = np.zeros(length, dtype=np.int64)
     blocked[[0, *forbidden]] = 1
     before = np.concatenate([[0], blocked.cumsum()])  # blocked positions in front of each
@@ -98,7 +99,7 @@ def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.i
 
 
 def windows(P: Band, k: int, starts: NDArray[np.int64]) -> Windows:
-    """The windows of k tokens of one prompt that begin at `starts`."""
+    """The windows of k tokens of one prompt, with band P (L, H, T, 1 + D), that begin at `starts`."""
     if not len(starts):
         return Windows(k, starts, np.empty(0), np.empty(0), np.zeros(P.shape[:2]))
     total = np.zeros((P.shape[0], P.shape[1], len(starts)))  # sum_{i>j} A[s_i, s_j]
@@ -123,7 +124,7 @@ class Null:
 
 
 def against(observed: float, null: Array, least: int) -> Null:
-    """Compare one value with a sample of null values."""
+    """Compare one value with a sample of null values (n,) of the same quantity; `least` of them are needed."""
     n = len(null)
     if n < least:
         return Null(None, None, None, n, f"{n} null windows, {least} needed")
@@ -148,7 +149,7 @@ def previous_token_scores(bands: Sequence[Band], first: int) -> Array:
 
 
 def correlation(x: Array, y: Array) -> float | None:
-    """Pearson r over all heads; None where one of the two is constant."""
+    """Pearson r of two values over all heads, each (L, H); None where one of the two is constant."""
     x, y = x.ravel(), y.ravel()
     if x.std() == 0 or y.std() == 0:
         return None

@@ -50,7 +50,8 @@ def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: s
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the choices under one normalisation; predicted is the first of the highest."""
+    """Scores (choices,) under one normalisation, in nats, or nats per token or byte; gold: the place of the right
+    choice; predicted is the first of the highest."""
 
     values: NDArray[np.float64]
     gold: int
@@ -68,7 +69,11 @@ class Scores:
 def scores(
     sums: Sequence[float], tokens: Sequence[int], choices: Sequence[str], unconditional: Sequence[float], gold: int
 ) -> Mapping[str, Scores]:
-    """All normalisations of the summed log-probabilities (nats): keys are `SCORES`."""
+    """All normalisations of the summed log-probabilities (nats): keys are `SCORES`.
+
+    sums, tokens, choices, unconditional: for each choice its log-probability, number of tokens, text, and
+    log-probability after the neutral premise; gold: the place of the right one.
+    """
     raw = np.asarray(sums, dtype=np.float64)
     by = {
         "per_token": raw / np.asarray(tokens),

@@ -1,0 +1,75 @@
+"""Writes docs/catalogue.md from the catalogue of suites, data/suites.yaml: `python docs/catalogue.py`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bindscope.listing import short
+from bindscope.models.suites import Suite, catalogued
+
+HEAD = """\
+# Catalogue of suites
+
+Every suite that can be named in a study or on the command line. Steps and tokens are those of the training run, never
+read off the name of a branch; what nobody could confirm is `?`. Revisions are a selection: `NAME@REVISION`, or
+[a file of your own](suites.md), takes any other. `bindscope suites NAME` shows the same for one suite, and
+`bindscope suites NAME --verify` compares the weights of its revisions on the hub.
+
+Written by `python docs/catalogue.py`.
+"""
+COLUMNS = ("suite and its weights", "parameters", "BOS", "licence", "checkpoints")
+
+
+def page() -> str:
+    suites = catalogued()
+    parts = [HEAD, _table(COLUMNS, [_row(suite) for suite in suites])]
+    for title, column in (("Known faults", "faults"), ("Attention", "attention"), ("Notes", "note")):
+        found: dict[str, list[str]] = {}
+        for suite in suites:
+            if suite.row and (text := getattr(suite.row, column)):
+                found.setdefault(text, []).append(f"`{suite.name}`")
+        rows = [(", ".join(names), _escaped(text)) for text, names in found.items()]
+        parts.append(f"## {title}\n\n{_table(('suites', title.lower()), rows)}")
+    return "\n".join(parts)
+
+
+def _row(suite: Suite) -> tuple[str, ...]:
+    row = suite.row
+    assert row is not None
+    return (
+        f"`{suite.name}`<br>{_place(row.repo)}",
+        f"{short(row.parameters)}, {row.dtype}" if row.dtype else short(row.parameters),
+        {"default": "the tokenizer's"}.get(row.bos, row.bos),
+        row.licence or "?",
+        "; ".join(_checkpoints(suite)),
+    )
+
+
+def _checkpoints(suite: Suite) -> Iterator[str]:
+    """How many, and from which step and token count to which."""
+    yield str(len(suite.checkpoints) or 1)  # a suite in a Python package is one file, installed here or not
+    steps = [ref.step for ref in suite.checkpoints if ref.step is not None]
+    tokens = [ref.tokens for ref in suite.checkpoints if ref.tokens is not None]
+    if len(steps) > 1:
+        yield f"steps {steps[0]:,} to {steps[-1]:,}"
+    if len(tokens) > 1:
+        yield f"{short(tokens[0])} to {short(tokens[-1])} tokens"
+
+
+def _place(repo: str) -> str:
+    kind, _, place = repo.partition(":")
+    if kind == "package":
+        return "in this package"
+    return f"PyPI, `{place.split('/')[0]}`" if kind == "gguf" else f"`{repo}`"
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "catalogue.md").write_text(page(), encoding="utf-8")
