@@ -82,8 +82,10 @@ class Figure:
         return f"{self.title}\n{self.text}"
 
     def _repr_svg_(self) -> str:
-        """For a notebook: the drawing, with its description for those who do not see it."""
-        return svg(self.chart).replace("<svg ", f'<svg role="img" aria-label={quoteattr(repr(self))} ', 1)
+        """For a notebook: the drawing, with its description for those who do not see it. It may overflow, since the
+        fonts of a reader may be wider than those that it was laid out with."""
+        about = f'<svg role="img" overflow="visible" aria-label={quoteattr(repr(self))} '
+        return svg(self.chart).replace("<svg ", about, 1)
 
 
 def styled(chart: Any) -> Any:
