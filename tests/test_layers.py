@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"errors", "records", "models", "measure", "execute"},
     "listing": {"errors", "records", "models", "execute"},
     "display": {"errors", "records", "store", "stats", "report", "models", "execute", "quick", "doctor"},
+    "library": {"errors", "records", "terms", "models", "store", "study", "execute", "quick", "stats", "report"},
 }
 TORCH_FREE = {
     "errors",

@@ -41,7 +41,7 @@ class Head:
 class Look:
     """What one term looks like in one model; means over its prompts. None with a `reason` where it has no value.
 
-    bsi: of every head, a row per layer; empty where the term has no value.
+    bsi, null_bsi: of every head and of the same head over the null windows, a row per layer; empty where there is none.
     """
 
     term: str
@@ -57,6 +57,7 @@ class Look:
     best_layer: int | None
     heads: tuple[Head, ...]
     bsi: tuple[tuple[float, ...], ...]
+    null_bsi: tuple[tuple[float, ...], ...]
     reason: str | None
 
     def plain(self) -> dict[str, Any]:
@@ -134,7 +135,9 @@ def _present(loaded: Loaded, term: Term, text: str) -> None:
 def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads: int) -> Look:
     found = rows[rows["reason"].isna()]
     if found.empty:
-        return Look(term.name, (), None, 0, None, None, None, 0, None, None, None, (), (), str(rows["reason"].iloc[0]))
+        return Look(
+            term.name, (), None, 0, None, None, None, 0, None, None, None, (), (), (), str(rows["reason"].iloc[0])
+        )
     bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
     ranks = (-pts).argsort().argsort() + 1
     top = tuple(
@@ -155,9 +158,14 @@ def _look(loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads
         _mean(found, "percentile"),
         int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()),
         top,
-        tuple(tuple(row) for row in bsi.reshape(loaded.layers, loaded.heads).tolist()),
+        _grid(loaded, bsi),
+        () if found["null_bsi"].isna().any() else _grid(loaded, np.mean(np.stack(found["null_bsi"].to_list()), 0)),
         _only(found["null_reason"]),
     )
+
+
+def _grid(loaded: Loaded, values: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values.reshape(loaded.layers, loaded.heads).tolist())
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:

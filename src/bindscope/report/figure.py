@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
 
 import altair as alt
 import pandas as pd
@@ -76,6 +77,15 @@ class Figure:
     text: str
     data: pd.DataFrame
     note: str = ""
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self.text}"
+
+    def _repr_svg_(self) -> str:
+        """For a notebook: the drawing, with its description for those who do not see it. It may overflow, since the
+        fonts of a reader may be wider than those that it was laid out with."""
+        about = f'<svg role="img" overflow="visible" aria-label={quoteattr(repr(self))} '
+        return svg(self.chart).replace("<svg ", about, 1)
 
 
 def styled(chart: Any) -> Any:

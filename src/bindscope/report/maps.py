@@ -69,11 +69,16 @@ def _cells(data: pd.DataFrame, x: alt.X, y: alt.Y, value: str, top: float, title
 
 
 def heads(found: Material) -> Iterator[Figure]:
-    """Layer by head at the last checkpoint: BSI, its excess over the head's own windows, previous-token score."""
-    if found.heads.empty:
-        return
+    """`head_map` of the last checkpoint."""
+    if not found.heads.empty:
+        yield head_map(found.heads)
+
+
+def head_map(table: pd.DataFrame) -> Figure:
+    """Layer by head: BSI, its excess over the head's own windows, previous-token score. table: as of `stats.heads`, a
+    row per suite and head."""
     rows, said = [], []
-    for suite, part in found.heads.groupby("suite", sort=False):
+    for suite, part in table.groupby("suite", sort=False):
         width, depth = int(part["head"].max()) + 1, int(part["layer"].max()) + 1
         cell = max(9, min(32, 280 // width, 560 // depth))
         top = part[part["rank"] <= _NAMED].sort_values("rank")
@@ -109,13 +114,13 @@ def heads(found: Material) -> Iterator[Figure]:
         "previous_token_score",
         "rank",
     ]
-    yield Figure(
+    return Figure(
         "heads",
         "",
         "Which heads bind, and are they previous-token heads?",
         styled(alt.vconcat(*rows)),
         ". ".join(said) + ".",
-        found.heads[columns],
+        table[columns],
         "The area of a square is the value; a hollow square is below zero. Excess: BSI less the mean of the same head "
         "over windows of as many tokens. A head that is large in the first and third panel and small in the second "
         "looks back whatever the tokens are.",
