@@ -131,7 +131,19 @@ def afterwards(cache: Path) -> dict[str, Any]:
     return {"analyse": [a for a, _ in rounds], "report": [b for _, b in rounds]}
 
 
-ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {"start": start, "growth": growth, "afterwards": afterwards}
+def monitor(cache: Path) -> dict[str, Any]:
+    """What watching a training run costs."""
+    from monitor import RUNS, overhead
+
+    return {"runs": {name: overhead(name) for name in RUNS}}
+
+
+ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "start": start,
+    "growth": growth,
+    "afterwards": afterwards,
+    "monitor": monitor,
+}
 
 
 def _timed(command: list[Any]) -> float:
@@ -232,4 +244,26 @@ def _afterwards(found: Mapping[str, Any]) -> str:
     )
 
 
-_ALONE: dict[str, Callable[[Mapping[str, Any]], str]] = {"start": _start, "growth": _growth, "afterwards": _afterwards}
+def _monitor(found: Mapping[str, Any]) -> str:
+    lines = [
+        "### Watching a training run",
+        "",
+        f"A look every 500 steps at pilot-3, all else by default, target at most 2% of the training. {_when(found)}",
+        "",
+        "| model | parameters | tokens a step | seconds a step | seconds a look | share of 500 steps |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in found["runs"].items():
+        lines.append(
+            f"| {name} | {run['parameters']:,} | {run['tokens']:,} | {run['step']:.3f} | {run['look']:.2f} "
+            f"| {run['share']:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_ALONE: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "start": _start,
+    "growth": _growth,
+    "afterwards": _afterwards,
+    "monitor": _monitor,
+}

@@ -52,7 +52,10 @@ def _equal(a: dict[str, Measurement], b: dict[str, Measurement]) -> None:
         assert table.columns.keys() == b[name].columns.keys()
         for column, values in table.columns.items():
             for x, y in zip(values, b[name].columns[column], strict=True):
-                if isinstance(x, float | np.ndarray) or (isinstance(x, list) and x and isinstance(x[0], float)):
+                first = x
+                while isinstance(first, list) and first:
+                    first = first[0]
+                if isinstance(first, float | np.ndarray):
                     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=f"{name}.{column}")
                 else:
                     assert x == y, (name, column)
@@ -81,7 +84,7 @@ def test_where_memory_runs_out_batches_are_halved_and_nothing_changes(
     longest = max(len(loaded.tokenizer(p.text)["input_ids"]) for p in _prompts())
     refused = _without_memory(loaded, 5 * longest)
     _equal(_measured(loaded), plenty)
-    assert refused() > 4  # reading, decoding, value weights and edits have each met it
+    assert refused() > 3  # reading, decoding and edits have each met it
 
 
 def test_a_prompt_that_memory_cannot_hold_is_an_error(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bindscope import study as studies
 from bindscope.cli import main
 from bindscope.errors import BindscopeError, ModelError, RequestError, UnknownName
 from bindscope.execute.sweep import plan as _plan
+from bindscope.models.load import load
 from bindscope.models.suites import catalogued, one, suite, suites
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
@@ -84,6 +86,16 @@ def test_tokens_are_those_that_names_and_batches_say() -> None:
         assert ref.revision == f"stage1-step{ref.step}-tokens{-(-(ref.tokens or 0) // 10**9)}B" or ref.tokens == 0
     assert suite("crfm-gpt2-small-x21").checkpoints[-1].tokens is None
     assert suite("tiny").checkpoints[-1].tokens == 6000 * 1920
+
+
+def test_one_checkpoint_of_a_run_takes_the_tokenizer_above_it(suite_folder: Path, tmp_path: Path) -> None:
+    ref, _ = one(str(suite_folder / "checkpoint-10"))
+    assert ref.tokenizer == str(suite_folder.resolve())
+    assert (
+        load(ref).tokenizer("screen")["input_ids"] == load(one(str(suite_folder))[0]).tokenizer("screen")["input_ids"]
+    )
+    other = Path(shutil.copytree(suite_folder / "checkpoint-10", tmp_path / "elsewhere" / "checkpoint-10"))
+    assert one(str(other))[0].tokenizer is None
 
 
 def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:

@@ -261,6 +261,10 @@ def _folder(place: str, base: Path | None) -> Path | None:
     return None
 
 
+#: What folders of checkpoints are called.
+_STEP = re.compile(r"(?:checkpoint|step)[-_]?(\d+)")
+
+
 def from_folder(folder: Path, name: str | None = None) -> Suite:
     """A suite from a local folder: its `checkpoint-N` (or `stepN`) directories by N, or the folder itself."""
     name = name or folder.resolve().name
@@ -268,7 +272,7 @@ def from_folder(folder: Path, name: str | None = None) -> Suite:
         raise ModelError(f"{name}: the folder {folder} does not exist")
     steps: dict[int, Path] = {}
     for child in folder.iterdir():
-        if (match := re.fullmatch(r"(?:checkpoint|step)[-_]?(\d+)", child.name)) and (child / "config.json").is_file():
+        if (match := _STEP.fullmatch(child.name)) and (child / "config.json").is_file():
             if twin := steps.get(int(match[1])):
                 raise ModelError(f"{folder} holds step {int(match[1])} twice, as {twin.name} and as {child.name}")
             steps[int(match[1])] = child
@@ -278,4 +282,7 @@ def from_folder(folder: Path, name: str | None = None) -> Suite:
         return Suite(name, refs)
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {folder} holds neither a model (config.json) nor checkpoint-N directories")
-    return Suite(name, (CheckpointRef(name, str(folder)),))
+    above = folder.resolve().parent
+    inside = _STEP.fullmatch(folder.resolve().name) and not any(folder.glob("tokenizer*"))
+    shared = str(above) if inside and (above / "tokenizer.json").is_file() else None
+    return Suite(name, (CheckpointRef(name, str(folder), tokenizer=shared),))

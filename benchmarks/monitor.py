@@ -1,0 +1,50 @@
+"""What watching a training run costs: seconds of a look against those of 500 training steps; used by speed.py."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from bindscope.models.load import load
+from bindscope.models.suites import one
+from bindscope.monitor import Monitor
+
+EVERY = 500
+#: Suite -> rows and tokens of a training batch, steps between two looks that are timed, rounds.
+RUNS = {"tiny": (16, 128, 50, 5), "smollm2-135m": (8, 256, 1, 5)}
+
+
+def overhead(name: str) -> dict[str, Any]:
+    """A round is some steps (AdamW, float32) and a look; the terms are pilot-3, all else as it is by default."""
+    rows, length, between, rounds = RUNS[name]
+    ref, suite = one(name)
+    loaded = load(ref, bos=suite.bos, dtype="float32", device="cpu")
+    model = loaded.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    ids = torch.randint(5, int(model.config.vocab_size), (rows, length), generator=torch.Generator().manual_seed(0))
+    steps: list[float] = []
+    looks: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        monitor = Monitor(loaded.tokenizer, "pilot-3", folder, every=EVERY, bos=suite.bos)
+        for n in range(rounds):
+            for _ in range(between):
+                begun = time.perf_counter()
+                model(ids, labels=ids).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                steps.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            monitor(model, n * EVERY)
+            looks.append(time.perf_counter() - begun)
+    step, look = median(steps), median(looks)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": rows * length,
+        "step": step,
+        "look": look,
+        "share": look / (EVERY * step),
+    }
