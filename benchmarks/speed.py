@@ -44,6 +44,7 @@ class Comparison:
 _PYTHIA, _SMOLLM2 = ("pythia-160m",), ("smollm2-135m",)
 _BINDING = ("ours binding", "plain forward", "plain forward_neutral", "eager binding")
 _READ = ("ours read", "plain read", "plain read_controls")
+_QUESTIONS = ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1")
 _LONG = ("ours binding", "plain forward", "eager binding")
 COMPARISONS = (
     Comparison("binding", "all", _BINDING, _PYTHIA),
@@ -66,12 +67,13 @@ COMPARISONS = (
         ),
         _PYTHIA,
     ),
-    Comparison("binding", "quarter", _BINDING, _SMOLLM2),
-    Comparison("read", "quarter", _READ, _SMOLLM2),
+    Comparison("binding", "eighth", _BINDING, _SMOLLM2),
+    Comparison("read", "eighth", _READ, _SMOLLM2),
     Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
-    Comparison("recognition", "eighth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1")),
-    Comparison("generation", "half", ("ours generation", "plain generation"), _PYTHIA),
-    Comparison("battery", "eighth", ("ours battery", "study battery"), _PYTHIA),
+    Comparison("recognition", "eighth", _QUESTIONS, _PYTHIA),
+    Comparison("recognition", "sixteenth", _QUESTIONS, _SMOLLM2),
+    Comparison("generation", "quarter", ("ours generation", "plain generation"), _PYTHIA),
+    Comparison("battery", "sixteenth", ("ours battery", "study battery"), _PYTHIA),
 )
 
 

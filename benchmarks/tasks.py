@@ -25,7 +25,7 @@ NEW_TOKENS = 20
 #: Tokens of a comparison on long texts.
 LONG_TOKENS = 4096
 #: Every so many prompts.
-_SHARES = {"all": 1, "half": 2, "quarter": 4, "eighth": 8}
+_SHARES = {"all": 1, "half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16}
 _TERM = "screen reader"
 
 
