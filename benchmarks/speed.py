@@ -191,8 +191,8 @@ def main() -> None:
         for comparison in COMPARISONS:
             if model not in comparison.models or (arguments.only and comparison.name not in arguments.only):
                 continue
-            work = write_work(comparison.work, model, folder, cache)
             place = folders_for(comparison.work, folder)
+            work = write_work(comparison.work, model, place, cache)
             found = run(comparison, model, place, work, arguments)
             known[f"{comparison.name} {model}"] = vars(found) | performance.circumstances()
             kept.write_text(json.dumps(known, indent=1))
