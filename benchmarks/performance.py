@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -75,13 +76,7 @@ def circumstances() -> dict[str, str]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    return {"machine": f"{cpu}, {len(_cores())} cores", "date": datetime.now(UTC).date().isoformat()}
-
-
-def _cores() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0)
+    return {"machine": f"{cpu}, {len(os.sched_getaffinity(0))} cores", "date": datetime.now(UTC).date().isoformat()}
 
 
 def start(cache: Path) -> dict[str, Any]:
@@ -167,15 +162,7 @@ def _comparison(found: Mapping[str, Any]) -> str:
     count = found["counts"]
     asked = {"recognition": "questions", "generation": "openings"}
     key = found["comparison"] if found["comparison"] in asked else "binding"
-    lines = [
-        f"### {title}: {found['model']}",
-        "",
-        f"{count[key]:,} {asked.get(key, 'prompts')}, float32, {len(rounds[ours])} rounds. {_when(found)}",
-        "",
-        "| | seconds | extra memory | compared with bindscope | target | results differ by |",
-        "|---|---:|---:|---:|---:|---:|",
-        f"| bindscope | {_seconds(rounds[ours])} | {_memory(rounds[ours])} | | | |",
-    ]
+    rows = [f" bindscope | {_seconds(rounds[ours])} | {_memory(rounds[ours])} | | | "]
     for entry in others:
         way, limit = limits[entry]
         ratio, low, high = _ratio(rounds[ours], rounds[entry], way)
@@ -184,11 +171,13 @@ def _comparison(found: Mapping[str, Any]) -> str:
         target = f"{'≤' if way == 'cost' else '≥'} {limit:g}{'' if met else ' **missed**'}"
         apart = found["apart"].get(entry)
         differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
-        lines.append(
-            f"| {WORDS[entry]} | {_seconds(rounds[entry])} | {_memory(rounds[entry])} | {told} [{low:.2f}, {high:.2f}] "
-            f"| {target} | {differ} |"
+        rows.append(
+            f" {WORDS[entry]} | {_seconds(rounds[entry])} | {_memory(rounds[entry])} "
+            f"| {told} [{low:.2f}, {high:.2f}] | {target} | {differ} "
         )
-    return "\n".join(lines) + "\n"
+    about = f"{count[key]:,} {asked.get(key, 'prompts')}, float32, {len(rounds[ours])} rounds. {_when(found)}"
+    head = " | seconds | extra memory | compared with bindscope | target | results differ by "
+    return _section(f"{title}: {found['model']}", about, head, "---|---:|---:|---:|---:|---:", rows)
 
 
 def _seconds(rounds: list[dict[str, float]]) -> str:
@@ -206,6 +195,12 @@ def _ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], way: st
     return median(found), min(found), max(found)
 
 
+def _section(title: str, about: str, head: str, align: str, rows: Iterable[str]) -> str:
+    """A heading, a sentence, a table; head, align and rows: cells with bars between them."""
+    table = "\n".join(f"|{line}|" for line in (head, align, *rows))
+    return f"### {title}\n\n{about}\n\n{table}\n"
+
+
 def _when(found: Mapping[str, Any]) -> str:
     return f"{found['date']}, {found['machine']}."
 
@@ -220,18 +215,13 @@ def _start(found: Mapping[str, Any]) -> str:
 
 
 def _growth(found: Mapping[str, Any]) -> str:
-    lines = [
-        "### More prompts",
-        "",
-        f"Binding and recognition on the last checkpoint of `tiny`, a process each. {_when(found)}",
-        "",
-        "| prompts | seconds | ms a prompt | resident before | peak |",
-        "|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for row in found["rows"]:
         each, memory = 1000 * row["seconds"] / row["prompts"], f"{row['before']:,.0f} MB | {row['peak']:,.0f} MB"
-        lines.append(f"| {row['prompts']:,} | {row['seconds']:.1f} | {each:.2f} | {memory} |")
-    return "\n".join(lines) + "\n"
+        rows.append(f" {row['prompts']:,} | {row['seconds']:.1f} | {each:.2f} | {memory} ")
+    about = f"Binding and recognition on the last checkpoint of `tiny`, a process each. {_when(found)}"
+    head = " prompts | seconds | ms a prompt | resident before | peak "
+    return _section("More prompts", about, head, "---:|---:|---:|---:|---:", rows)
 
 
 def _afterwards(found: Mapping[str, Any]) -> str:
@@ -245,20 +235,13 @@ def _afterwards(found: Mapping[str, Any]) -> str:
 
 
 def _monitor(found: Mapping[str, Any]) -> str:
-    lines = [
-        "### Watching a training run",
-        "",
-        f"A look every 500 steps at pilot-3, all else by default, target at most 2% of the training. {_when(found)}",
-        "",
-        "| model | parameters | tokens a step | seconds a step | seconds a look | share of 500 steps |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for name, run in found["runs"].items():
-        lines.append(
-            f"| {name} | {run['parameters']:,} | {run['tokens']:,} | {run['step']:.3f} | {run['look']:.2f} "
-            f"| {run['share']:.2%} |"
-        )
-    return "\n".join(lines) + "\n"
+        seconds = f"{run['step']:.3f} | {run['look']:.2f} | {run['share']:.2%}"
+        rows.append(f" {name} | {run['parameters']:,} | {run['tokens']:,} | {seconds} ")
+    about = f"A look every 500 steps at pilot-3, all else by default, target at most 2% of the training. {_when(found)}"
+    head = " model | parameters | tokens a step | seconds a step | seconds a look | share of 500 steps "
+    return _section("Watching a training run", about, head, "---|---:|---:|---:|---:|---:", rows)
 
 
 _ALONE: dict[str, Callable[[Mapping[str, Any]], str]] = {

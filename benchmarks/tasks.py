@@ -59,9 +59,8 @@ def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
     prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
     items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: _SHARES[kind]]
     rows = [_row(item) for item in items]
-    choices = sorted({choice for item in items for choice in item.prompt.choices})
     neutral, _ = neutral_rows(loaded)
-    premises = premise_rows(loaded.tokenizer, Protocol().premise, loaded.bos, choices)
+    _, premises = premise_rows(loaded.tokenizer, Protocol().premise, loaded.bos, items)
     n, m = len(rows), len(rows) + len(neutral)
     return {
         "rows": [*rows, *map(_text, [*neutral, *premises])],

@@ -84,7 +84,7 @@ def test_where_memory_runs_out_batches_are_halved_and_nothing_changes(
     longest = max(len(loaded.tokenizer(p.text)["input_ids"]) for p in _prompts())
     refused = _without_memory(loaded, 5 * longest)
     _equal(_measured(loaded), plenty)
-    assert refused() > 3  # reading, decoding and edits have each met it
+    assert refused() > 4  # reading, decoding and edits have each met it
 
 
 def test_a_prompt_that_memory_cannot_hold_is_an_error(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:

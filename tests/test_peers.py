@@ -17,10 +17,14 @@ import environments
 import model
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
+from work import batches
 
 import models
 from bindscope.measure.checkpoint import measure
+from bindscope.measure.forward import BATCH_TOKENS, Row, _batches
 from bindscope.measure.prepare import prepare
 from bindscope.models.load import Loaded, load
 from bindscope.models.suites import one, suite
@@ -49,6 +53,7 @@ def work(loaded: Loaded, prompts: list[Prompt], tmp_path_factory: pytest.TempPat
     spans = [list(item.span.tokens) if item.span else [] for item in items]
     rows = [
         {"id": item.prompt.id, "text": item.prompt.text, "ids": item.encoded.ids, "span": span}
+        | ({"choices": [[0]]} if item.prompt.task == "generation" else {})  # whose token is predicted behind the text
         for item, span in zip(items, spans, strict=True)
     ]
     path = tmp_path_factory.mktemp("peers") / "work.json"
@@ -113,12 +118,20 @@ def test_plain_decoding_gives_the_same_text(loaded: Loaded, prompts: list[Prompt
     (generation,), _ = measure(loaded, openings, Protocol(), ("generation",))
     with started("plain", Path(loaded.ref.repo), work) as worker:
         assert worker.heard()["ready"]
-        for job in ("forward", "generation"):
+        for job in ("forward", "read", "generation"):
             assert "error" not in worker.asked(job, tmp_path / f"{job}.npz")
     tokens = np.load(tmp_path / "generation.npz")["tokens"]
     texts = [loaded.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in tokens]
     assert texts == list(generation.columns["text"])
     assert len(set(texts)) > 1
+    following = np.load(tmp_path / "read.npz")["next"]
+    assert (following == tokens[:, 0]).all()
+
+
+@given(st.lists(st.integers(1, 900), max_size=60))
+def test_contestants_get_the_batches_of_bindscope(lengths: list[int]) -> None:
+    """In other environments bindscope is not there to be asked."""
+    assert list(batches([[0] * n for n in lengths])) == list(_batches([Row((0,) * n) for n in lengths], BATCH_TOKENS))
 
 
 def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path, work: Path) -> None:

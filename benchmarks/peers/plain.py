@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ def forward(model: PreTrainedModel, rows: Sequence[Row]) -> Mapping[str, np.ndar
 
 
 def read(model: PreTrainedModel, rows: Sequence[Row]) -> Mapping[str, np.ndarray]:
-    """The ids found most likely where a token of a choice is predicted."""
+    """The ids found most likely where a token of a choice is predicted, row after row."""
     texts = [row.ids + tuple(i for choice in row.choices for i in choice[:-1]) for row in rows]
-    found = []
+    found: dict[int, list[int]] = {}
     for batch in batches(texts):
         ids = torch.from_numpy(padded([texts[i] for i in batch]))
         hidden = model.base_model(ids, use_cache=False).last_hidden_state
@@ -43,8 +44,10 @@ def read(model: PreTrainedModel, rows: Sequence[Row]) -> Mapping[str, np.ndarray
         if scored:
             reads = [(b, t) for b, row, text in scored for t in range(len(row.ids) - 1, len(text))]
             b, t = zip(*reads, strict=True)
-            found.append(model.get_output_embeddings()(hidden[list(b), list(t)]).argmax(-1))
-    return {"next": torch.cat(found).numpy()}
+            next_ids = iter(model.get_output_embeddings()(hidden[list(b), list(t)]).argmax(-1).tolist())
+            for i in (i for i in batch if rows[i].choices):
+                found[i] = list(islice(next_ids, len(texts[i]) - len(rows[i].ids) + 1))
+    return {"next": np.array([token for i in sorted(found) for token in found[i]])}
 
 
 def generation(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:

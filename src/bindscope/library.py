@@ -109,9 +109,7 @@ class Measured:
             raise PromptError(f"no term has a value, so there is nothing to draw: {self.looks[0].reason}")
         mean = table.drop(columns=["term", "rank"]).groupby(["layer", "head"], as_index=False).mean()
         mean["rank"] = mean["bsi"].rank(ascending=False, method="first").astype(int)
-        ref = self.checkpoint
-        place = {"suite": ref.suite, "revision": ref.revision or Path(ref.repo).name, "step": ref.step}
-        return head_map(mean.assign(**place))
+        return head_map(mean.assign(**self.checkpoint.columns))
 
     def __repr__(self) -> str:
         return f"{self._about()}\n{self._short().to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}"

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 #: Part of every result's key: raised whenever the meaning of a stored column changes.
@@ -157,6 +158,16 @@ class CheckpointRef:
         if self.step is not None:
             return f"step {self.step:,}"
         return self.revision or "final"
+
+    @property
+    def place(self) -> str:
+        """What tables and files call it within its suite: the revision, or the name of its folder."""
+        return self.revision or Path(self.repo).name
+
+    @property
+    def columns(self) -> dict[str, str | int | None]:
+        """What stands in front of its rows in every table: suite, revision, step."""
+        return {"suite": self.suite, "revision": self.place, "step": self.step}
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,7 @@ class Store:
 
     def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:
         """Where the shard lives. The name helps people; the key inside the file decides."""
-        label = ref.revision or Path(ref.repo).name
-        return self.root / "shards" / _slug(ref.suite) / _slug(label) / f"{measure}-{key[:16]}.parquet"
+        return self.root / "shards" / _slug(ref.suite) / _slug(ref.place) / f"{measure}-{key[:16]}.parquet"
 
     def fault(self, ref: CheckpointRef, measure: str, key: str) -> str | None:
         """Why the shard cannot be used: None if it is there and whole, "" if it is absent, else what is wrong."""
@@ -158,7 +157,7 @@ class Store:
 
     def note(self, ref: CheckpointRef, folder: str) -> str:
         """The name of a text file about a checkpoint."""
-        return f"{folder}/{_slug(ref.suite)}-{_slug(ref.revision or Path(ref.repo).name)}.txt"
+        return f"{folder}/{_slug(ref.suite)}-{_slug(ref.place)}.txt"
 
     def write_run(self, run: RunFile) -> None:
         """Record the study and the state of its units."""
@@ -186,9 +185,8 @@ class Store:
         frames = []
         for ref, shard in self.shards(measure):
             frame = shard.to_pandas()
-            frame.insert(0, "step", ref.step)
-            frame.insert(0, "revision", ref.revision or Path(ref.repo).name)
-            frame.insert(0, "suite", ref.suite)
+            for i, (name, value) in enumerate(ref.columns.items()):
+                frame.insert(i, name, value)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

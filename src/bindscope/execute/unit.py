@@ -112,10 +112,11 @@ def _measure(
     together = (READ, EDITED)
     passes = [[name for name in group if name in job.keys] for group in together]
     passes[1:1] = [[name] for name in job.keys if not any(name in group for group in together)]
+    check: SelfCheck | None = None
     for names in filter(None, passes):
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         parts = store.parts(job.ref, job.keys["ablation"]) if "ablation" in names else None
-        results, check = measure(loaded, prompts, job.protocol, names, progress, parts)
+        results, check = measure(loaded, prompts, job.protocol, names, progress, parts, check)
         notes = (*job.sources.notes, *loaded.notes, *flags)
         seconds = time.monotonic() - clock
         made = provenance(loaded, job.sources.identity, notes, job.protocol, check, started, seconds)

@@ -55,10 +55,8 @@ def work(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Item], protocol: Pr
     plain = [item for item in asked if item.prompt.shot == "zero"]
     rows = [Row(item.encoded.ids, item.choices) for item in plain]
     neutral = len(encode(tokenizer, neutral_text(), protocol.bos).ids)
-    alone = sorted({choice for item in plain for choice in item.prompt.choices})
-    total = (
-        sum(map(len, rows)) + neutral + sum(map(len, premise_rows(tokenizer, protocol.premise, protocol.bos, alone)))
-    )
+    _, premises = premise_rows(tokenizer, protocol.premise, protocol.bos, plain)
+    total = sum(map(len, rows)) + neutral + sum(map(len, premises))
     new = 0
     for name in (name for name in WRITTEN if name in names):
         times = len(distinct(draws(name)))

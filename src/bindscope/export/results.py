@@ -71,12 +71,8 @@ def write(store: Store, folder: Path) -> list[Path]:
     return files
 
 
-def _place(ref: CheckpointRef) -> dict[str, Any]:
-    return {"suite": ref.suite, "revision": ref.revision or Path(ref.repo).name, "step": ref.step}
-
-
 def _placed(shard: pa.Table, ref: CheckpointRef) -> pa.Table:
-    for i, (name, value) in enumerate(_place(ref).items()):
+    for i, (name, value) in enumerate(ref.columns.items()):
         shard = shard.add_column(i, name, pa.array([value] * shard.num_rows, TYPES[name]))
     return shard
 
@@ -92,7 +88,7 @@ def _origins(store: Store) -> list[dict[str, Any]]:
     for unit in store.read_run().units:
         for measure, key in unit.keys.items() if unit.status == "done" else ():
             made = store.provenance(unit.checkpoint, measure, key)
-            row = _place(unit.checkpoint) | made | made["identity"]
+            row = unit.checkpoint.columns | made | made["identity"]
             row |= {"tokens": unit.checkpoint.tokens, "measure": measure, "key": key, "weights": unit.weights}
             row |= {name: json.dumps(made[name], sort_keys=True) for name in ("protocol", "versions")}
             rows.append(row | {"flags": list(unit.flags)})

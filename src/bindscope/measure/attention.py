@@ -211,12 +211,9 @@ class Attention:
             back = slice(0, 1) if d == 0 else slice(0, T - d)
             if back.stop <= 0:
                 break
-            s = (q[..., d:, :] * k[..., back, :]).sum(-1).flatten(1, 2) * self.scaling  # (B, H, T - d)
-            if self.softcap is not None:
-                s = torch.tanh(s / self.softcap) * self.softcap
+            s = self._scaled((q[..., d:, :] * k[..., back, :]).sum(-1).flatten(1, 2))  # (B, H, T - d)
             if self.mask is not None:
-                mask = self.mask[..., 0] if d == 0 else self.mask.diagonal(-d, 2, 3)
-                s = s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
+                s = _masked(s, self.mask[..., 0] if d == 0 else self.mask.diagonal(-d, 2, 3))
             out[:, :, d:, d] = (s - norms[:, :, d:]).exp()
         return out
 
@@ -249,22 +246,27 @@ class Attention:
         q = self.query.gather(2, index[:, None, :, None].expand(B, H, R, d)).float()
         # Query head h reads key head h // (H / H_kv): the order of repeat_interleave.
         s = q.reshape(B, groups, H // groups * R, d) @ self.key[:, :, :S].float().transpose(2, 3)
-        s = s.view(B, H, R, S) * self.scaling
-        if self.softcap is not None:
-            s = torch.tanh(s / self.softcap) * self.softcap
+        s = self._scaled(s.view(B, H, R, S))
         if self.mask is None:
             # None means causal where there is more than one query, and everything visible for a single one.
             last = index + (self.key.shape[2] - T)
             return s.masked_fill((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
         mask = self.mask[..., :S].expand(B, self.mask.shape[1], T, S)
-        mask = mask.gather(2, index[:, None, :, None].expand(B, mask.shape[1], R, S))
-        return s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
+        return _masked(s, mask.gather(2, index[:, None, :, None].expand(B, mask.shape[1], R, S)))
+
+    def _scaled(self, s: Tensor) -> Tensor:
+        s = s * self.scaling
+        return s if self.softcap is None else torch.tanh(s / self.softcap) * self.softcap
 
     def _chunks(self) -> Iterator[Tensor]:
         """All query positions (B, R), in parts whose scores stay within `_MAX_SCORES`."""
         B, H, T, _ = self.query.shape
         everything = torch.arange(T, device=self.query.device).expand(B, T)
         yield from torch.split(everything, max(1, _MAX_SCORES // (B * H * self.key.shape[2])), 1)
+
+
+def _masked(s: Tensor, mask: Tensor) -> Tensor:
+    return s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:

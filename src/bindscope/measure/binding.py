@@ -133,13 +133,13 @@ def against(observed: float, null: Array, least: int) -> Null:
 
 
 def position_bins(starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`position_bin` of each."""
+    """Bins of start positions: 1, 2-3, 4-7, 8-15, ... (attention thins out with the number of visible keys)."""
     return np.where(starts > 0, np.log2(np.maximum(starts, 1)), -1).astype(np.int64)
 
 
 def position_bin(start: int) -> int:
-    """Bin of a start position: 1, 2-3, 4-7, 8-15, ... (attention thins out with the number of visible keys)."""
-    return int(np.log2(start)) if start > 0 else -1
+    """The bin of one."""
+    return int(position_bins(np.asarray(start)))
 
 
 def previous_token_scores(bands: Sequence[Band], first: int) -> Array:

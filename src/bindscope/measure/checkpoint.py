@@ -141,8 +141,7 @@ def _read(
 
 def _unconditional(loaded: Loaded, items: Sequence[Item], protocol: Protocol, packed: bool) -> dict[str, float]:
     """log P of every choice after the neutral premise."""
-    texts = sorted({choice for item in items for choice in item.prompt.choices})
-    rows = premise_rows(loaded.tokenizer, protocol.premise, loaded.bos, texts)
+    texts, rows = premise_rows(loaded.tokenizer, protocol.premise, loaded.bos, items)
     alone = [logs for reading in read(loaded.model, rows, packed=packed) for logs in reading.logprobs]
     return {text: float(logs.sum()) for text, logs in zip(texts, alone, strict=True)}
 

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.errors import RequestError
 from bindscope.measure.attention import Attention, Edit, Rewire, during
-from bindscope.measure.binding import position_bin
+from bindscope.measure.binding import position_bins
 from bindscope.measure.trunk import layers
 
 #: A head is (layer, query head), both from 0.
@@ -141,5 +142,5 @@ def _zeroed(attention: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
 
 def bins(positions: Tensor, last: int) -> Tensor:
     """Position -> bin as in `binding.position_bin`, from 0 for position 0; positions beyond `last` take its bin."""
-    table = torch.tensor([position_bin(i) + 1 for i in range(last + 1)], device=positions.device)
+    table = torch.from_numpy(position_bins(np.arange(last + 1)) + 1).to(positions.device)
     return table[positions.clamp(max=last)]

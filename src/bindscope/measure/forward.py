@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from bindscope.errors import MeasureError
 from bindscope.measure.attention import Attention, Edit, Look, Packing, Rewire, during, unsupported
 from bindscope.measure.memory import Fitting
-from bindscope.measure.valued import Grams, shares
+from bindscope.measure.valued import Grams, pairs, shares
 
 #: Padded tokens in one batch.
 BATCH_TOKENS = 2048
@@ -174,7 +174,11 @@ class _Seen:
     def __init__(self, rows: Sequence[Row], grams: Grams | None) -> None:
         self.rows, self.grams = rows, grams
         self.width = max(row.band for row in rows)
-        self.end = max((row.span[-1] + 1 for row in rows if row.span), default=0)
+        spans = [row.span for row in rows]
+        self.end = max((span[-1] + 1 for span in spans if span), default=0)
+        k = max(map(len, spans))
+        self.queries = torch.tensor([span + span[-1:] * (k - len(span)) if span else (0,) * k for span in spans])
+        self.weights = None if grams is None else pairs(spans, k, self.end)
         self.bands: dict[int, Tensor] = {}
         self.last: dict[int, Tensor] = {}
         self.valued: dict[int, Tensor] = {}
@@ -187,12 +191,10 @@ class _Seen:
         if self.width:
             self.bands[layer] = attention.band(self.width).cpu()  # (B, H, T, 1 + width)
         if self.end:
-            k = max(len(row.span) for row in self.rows)
-            spans = [row.span + row.span[-1:] * (k - len(row.span)) if row.span else (0,) * k for row in self.rows]
-            p = attention.probabilities(torch.tensor(spans, device=attention.query.device), self.end)  # (B, H, k, end)
+            p = attention.probabilities(self.queries.to(attention.query.device), self.end)  # (B, H, k, end)
             self.last[layer] = p[:, :, -1].cpu()
-            if self.grams is not None:
-                self.valued[layer] = shares(p, attention.value[:, :, : self.end], self.grams[layer], self.rows)
+            if self.grams is not None and self.weights is not None:
+                self.valued[layer] = shares(p, attention.value[:, :, : self.end], self.grams[layer], self.weights)
 
     def readings(self, model: PreTrainedModel, logs: Sequence[Sequence[NDArray[np.float32]]]) -> list[Reading]:
         """A reading for each row; logs: its log-probabilities."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -72,11 +72,13 @@ def prepare(loaded: Loaded, prompt: Prompt) -> Item:
     return item
 
 
-def premise_rows(tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, choices: Sequence[str]) -> list[Row]:
-    """The choices in their order after the neutral premise, several of them behind one premise."""
-    encoded = encode(tokenizer, premise, bos)
+def premise_rows(
+    tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, items: Iterable[Item]
+) -> tuple[list[str], list[Row]]:
+    """Every choice of the items, and rows of them in that order after the neutral premise, several behind one."""
+    encoded, choices = encode(tokenizer, premise, bos), sorted({c for item in items for c in item.prompt.choices})
     ids = [continuation(tokenizer, encoded, choice) for choice in choices]
-    return [Row(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
+    return choices, [Row(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
 
 
 def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:

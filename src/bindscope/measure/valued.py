@@ -8,7 +8,6 @@ output projection. BSI built from it is the mean over pairs i > j.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from accelerate.utils import align_module_device
@@ -25,31 +24,27 @@ _PROJECTIONS = ("o_proj", "dense", "c_proj", "out_proj", "wo")
 Grams = dict[int, Tensor]
 
 
-class Spanned(Protocol):
-    """Whatever has the positions of a term's tokens, or none."""
+def pairs(spans: Sequence[tuple[int, ...]], k: int, S: int) -> Tensor:
+    """(B, k, S): the weight of each pair of a span (empty: none) in the mean over its pairs."""
+    out = torch.zeros(len(spans), k, S)
+    for b, span in enumerate(spans):
+        for i in range(1, len(span)):
+            out[b, i, list(span[:i])] = 2 / (len(span) * (len(span) - 1))
+    return out
 
-    @property
-    def span(self) -> tuple[int, ...]: ...
 
-
-def shares(p: Tensor, value: Tensor, gram: Tensor, rows: Sequence[Spanned]) -> Tensor:
+def shares(p: Tensor, value: Tensor, gram: Tensor, weights: Tensor) -> Tensor:
     """Value-weighted BSI of one layer, (B, H) on the CPU.
 
     p: (B, H, k, S) attention of the tokens of each row's span, the last one repeated where it has fewer than k; value:
-    (B, H_kv, S, d) of the keys; gram: (H, d, d).
+    (B, H_kv, S, d) of the keys; gram: (H, d, d); weights: see `pairs`.
     """
-    B, _, k, S = p.shape
-    pairs = torch.zeros(B, k, S)
-    for b, row in enumerate(rows):
-        span = row.span
-        for i in range(1, len(span)):
-            pairs[b, i, list(span[:i])] = 2 / (len(span) * (len(span) - 1))
     v = value.float()[:, :, None]  # (B, H_kv, 1, S, d)
     g = gram.to(v.device).reshape(value.shape[1], -1, *gram.shape[1:])  # (H_kv, H / H_kv, d, d)
     size: Tensor = ((v @ g) * v).sum(-1).clamp(min=0).sqrt().flatten(1, 2)  # (B, H, S)
     carried: Tensor = p * size[:, :, None]
     carried = carried / carried.sum(-1, keepdim=True)
-    found: Tensor = (carried * pairs.to(v.device)[:, None]).sum((2, 3))
+    found: Tensor = (carried * weights.to(v.device)[:, None]).sum((2, 3))
     return found.cpu()
 
 

@@ -140,9 +140,7 @@ class Suite:
         if revision is None:
             return self.checkpoints[-1]
         revision = revision.replace(",", "") if revision.replace(",", "").isdigit() else revision
-        names: dict[str, CheckpointRef] = {}
-        for ref in self.checkpoints:
-            names[ref.revision or Path(ref.repo).name] = ref
+        names = {ref.place: ref for ref in self.checkpoints}
         steps = {str(ref.step): ref for ref in self.checkpoints if ref.step is not None}
         if found := names.get(revision) or steps.get(revision):
             return found
