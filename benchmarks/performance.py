@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -17,37 +18,57 @@ from typing import Any
 
 BINDSCOPE = Path(sys.executable).with_name("bindscope")
 
-#: comparison -> (title, {entry: (which way, limit)}): "cost" is ours / theirs, "gain" theirs / ours.
-LIMITS: dict[str, tuple[str, dict[str, tuple[str, float]]]] = {
-    "binding": (
-        "Binding alone",
-        {"plain forward": ("cost", 1.05), "plain forward_neutral": ("cost", 1.05), "eager binding": ("gain", 1.0)},
-    ),
+
+@dataclass(frozen=True)
+class Limit:
+    """A target. way: "cost" limits our seconds over theirs, "gain" theirs over ours. memory: (which, limit) of our
+    memory over theirs, or none."""
+
+    way: str
+    ratio: float
+    memory: tuple[str, float] | None = None
+
+
+def _binding(gain: float, extra: float | None = None) -> dict[str, Limit]:
+    """Targets of binding alone; gain and extra: of time and memory beside eager attention."""
+    floor = Limit("cost", 1.05, ("peak_mb", 1.10))
+    eager = Limit("gain", gain, None if extra is None else ("extra_mb", extra))
+    return {
+        "plain forward": floor,
+        "plain forward_neutral": floor,
+        "eager binding": eager,
+        "eager binding_neutral": eager,
+    }
+
+
+#: comparison -> (title, entry -> target).
+LIMITS: dict[str, tuple[str, dict[str, Limit]]] = {
+    "binding": ("Binding alone", _binding(1.0)),
     "read": (
         "Binding and recognition in one pass",
-        {"plain read": ("cost", 1.15), "plain read_controls": ("cost", 1.15)},
+        {"plain read": Limit("cost", 1.15), "plain read_controls": Limit("cost", 1.15)},
     ),
-    "long-512": ("Texts of 512 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.0)}),
-    "long-2048": ("Texts of 2,048 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.5)}),
-    "long-4096": ("Texts of 4,096 tokens", {"plain forward": ("cost", 1.05), "eager binding": ("gain", 1.5)}),
+    "long-512": ("Texts of 512 tokens", _binding(1.0)),
+    "long-2048": ("Texts of 2,048 tokens", _binding(1.5, 0.1)),
+    "long-4096": ("Texts of 4,096 tokens", _binding(1.5, 0.1)),
     "peers": (
         "Binding in other programs",
         {
-            "transformer_lens_2 binding": ("gain", 3.0),
-            "transformer_lens_2 binding_batched": ("gain", 3.0),
-            "transformer_lens_4 binding": ("gain", 3.0),
-            "transformer_lens_4 binding_batched": ("gain", 3.0),
-            "nnsight_trace binding": ("gain", 2.0),
-            "nnsight_trace binding_batched": ("gain", 2.0),
-            "study binding": ("gain", 12.0),
+            "transformer_lens_2 binding": Limit("gain", 3.0),
+            "transformer_lens_2 binding_batched": Limit("gain", 3.0),
+            "transformer_lens_4 binding": Limit("gain", 3.0),
+            "transformer_lens_4 binding_batched": Limit("gain", 3.0),
+            "nnsight_trace binding": Limit("gain", 2.0),
+            "nnsight_trace binding_batched": Limit("gain", 2.0),
+            "study binding": Limit("gain", 12.0),
         },
     ),
     "recognition": (
         "Recognition in lm-evaluation-harness",
-        {"lm_eval_mc recognition": ("gain", 3.0), "lm_eval_mc recognition_1": ("gain", 3.0)},
+        {"lm_eval_mc recognition": Limit("gain", 3.0), "lm_eval_mc recognition_1": Limit("gain", 3.0)},
     ),
-    "generation": ("Generation", {"plain generation": ("gain", 3.0)}),
-    "battery": ("A whole checkpoint", {"study battery": ("gain", 10.0)}),
+    "generation": ("Generation", {"plain generation": Limit("gain", 3.0)}),
+    "battery": ("A whole checkpoint", {"study battery": Limit("gain", 10.0)}),
 }
 #: Entry -> what it is, in words.
 WORDS = {
@@ -57,6 +78,7 @@ WORDS = {
     "plain read_controls": "the same, with the texts of the controls (neutral text, premises of PMI)",
     "plain generation": "`generate()`, one prompt at a time",
     "eager binding": "eager attention, `output_attentions=True`, the same batches",
+    "eager binding_neutral": "the same, with the neutral text",
     "transformer_lens_2 binding": "TransformerLens 2, HookedTransformer, a prompt at a time",
     "transformer_lens_2 binding_batched": "the same in our batches",
     "transformer_lens_4 binding": "TransformerLens 4, bridge, a prompt at a time",
@@ -126,6 +148,27 @@ def afterwards(cache: Path) -> dict[str, Any]:
     return {"analyse": [a for a, _ in rounds], "report": [b for _, b in rounds]}
 
 
+#: (folder of weights, prompts, job) whose time is taken apart.
+_PROFILES = (
+    ("pythia-160m", "pythia-160m-all", "binding"),
+    ("pythia-160m", "pythia-160m-all", "read"),
+    ("pythia-160m-long", "pythia-160m-long-512", "binding"),
+)
+
+
+def profile(cache: Path) -> dict[str, Any]:
+    """Where the time goes, on the prompts that comparisons have written."""
+    from parts import seconds
+
+    return {
+        "jobs": {
+            f"{job}, {prompts}": seconds(cache / folder, cache / f"{prompts}.json", job, 2)
+            for folder, prompts, job in _PROFILES
+            if (cache / f"{prompts}.json").is_file()
+        }
+    }
+
+
 def monitor(cache: Path) -> dict[str, Any]:
     """What watching a training run costs."""
     from monitor import RUNS, overhead
@@ -138,6 +181,7 @@ ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "growth": growth,
     "afterwards": afterwards,
     "monitor": monitor,
+    "profile": profile,
 }
 
 
@@ -151,8 +195,23 @@ def page(known: Mapping[str, Any]) -> str:
     """The document, from everything that was measured."""
     words = (Path(__file__).parents[1] / "docs" / "performance.words.md").read_text(encoding="utf-8")
     parts = [_comparison(found) for name, found in known.items() if name not in ALONE]
-    tables = "\n".join([*parts, *(_ALONE[name](known[name]) for name in ALONE if name in known)])
+    tables = "\n".join([*parts, *(_ALONE[name](known[name]) for name in ALONE if name in known), _versions(known)])
     return words.replace("<!-- tables -->", tables.strip())
+
+
+def _versions(known: Mapping[str, Any]) -> str:
+    """What every contestant ran on."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for outcome in (known[name] for name in known if name not in ALONE):
+        for contestant, versions in outcome["versions"].items():
+            for package, version in versions.items():
+                found.setdefault(contestant, {}).setdefault(package, set()).add(version)
+    told = {
+        contestant: ", ".join(f"{package} {' and '.join(sorted(v))}" for package, v in sorted(packages.items()))
+        for contestant, packages in found.items()
+    }
+    rows = [f" `benchmarks/peers/{contestant}.py` | {versions} " for contestant, versions in sorted(told.items())]
+    return _section("Versions", "Of every contestant.", " contestant | versions ", "---|---", rows)
 
 
 def _comparison(found: Mapping[str, Any]) -> str:
@@ -162,30 +221,39 @@ def _comparison(found: Mapping[str, Any]) -> str:
     count = found["counts"]
     asked = {"recognition": "questions", "generation": "openings"}
     key = found["comparison"] if found["comparison"] in asked else "binding"
-    rows = [f" bindscope | {_seconds(rounds[ours])} | {_memory(rounds[ours])} | | | "]
+    rows = [f" bindscope | {_middle(rounds[ours], 'seconds'):.2f} | {_memory(rounds[ours])} | | | "]
     for entry in others:
-        way, limit = limits[entry]
-        ratio, low, high = _ratio(rounds[ours], rounds[entry], way)
-        met = ratio <= limit if way == "cost" else ratio >= limit
-        told = f"bindscope takes {ratio:.3f} of it" if way == "cost" else f"bindscope is {ratio:.2f} times as fast"
-        target = f"{'≤' if way == 'cost' else '≥'} {limit:g}{'' if met else ' **missed**'}"
+        limit = limits[entry]
+        cost, (ratio, low, high) = limit.way == "cost", _ratio(rounds[ours], rounds[entry], limit.way)
+        told = f"bindscope takes {ratio:.3f} of it" if cost else f"bindscope is {ratio:.2f} times as fast"
+        told += f" [{low:.2f}, {high:.2f}]"
+        target = _target("≤" if cost else "≥", limit.ratio, ratio <= limit.ratio if cost else ratio >= limit.ratio)
+        if limit.memory is not None:
+            key, most = limit.memory
+            share = _middle(rounds[ours], key) / _middle(rounds[entry], key)
+            told += f"; {share:.2f} of its {'peak' if key == 'peak_mb' else 'extra'} memory"
+            target += f"; {_target('≤', most, share <= most)}"
         apart = found["apart"].get(entry)
         differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
         rows.append(
-            f" {WORDS[entry]} | {_seconds(rounds[entry])} | {_memory(rounds[entry])} "
-            f"| {told} [{low:.2f}, {high:.2f}] | {target} | {differ} "
+            f" {WORDS[entry]} | {_middle(rounds[entry], 'seconds'):.2f} | {_memory(rounds[entry])} "
+            f"| {told} | {target} | {differ} "
         )
     about = f"{count[key]:,} {asked.get(key, 'prompts')}, float32, {len(rounds[ours])} rounds. {_when(found)}"
-    head = " | seconds | extra memory | compared with bindscope | target | results differ by "
-    return _section(f"{title}: {found['model']}", about, head, "---|---:|---:|---:|---:|---:", rows)
+    head = " | seconds | peak memory | extra | compared with bindscope | target | results differ by "
+    return _section(f"{title}: {found['model']}", about, head, "---|---:|---:|---:|---:|---:|---:", rows)
 
 
-def _seconds(rounds: list[dict[str, float]]) -> str:
-    return f"{median(r['seconds'] for r in rounds):.2f}"
+def _target(sign: str, limit: float, met: bool) -> str:
+    return f"{sign} {limit:g}{'' if met else ' **missed**'}"
+
+
+def _middle(rounds: list[dict[str, float]], key: str) -> float:
+    return median(r[key] for r in rounds)
 
 
 def _memory(rounds: list[dict[str, float]]) -> str:
-    return f"{median(r['peak_mb'] for r in rounds):,.0f} MB"
+    return f"{_middle(rounds, 'peak_mb'):,.0f} MB | {_middle(rounds, 'extra_mb'):,.0f} MB"
 
 
 def _ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], way: str) -> tuple[float, float, float]:
@@ -244,9 +312,24 @@ def _monitor(found: Mapping[str, Any]) -> str:
     return _section("Watching a training run", about, head, "---|---:|---:|---:|---:|---:", rows)
 
 
+def _profile(found: Mapping[str, Any]) -> str:
+    from parts import CONTROLS, PARTS
+
+    jobs = found["jobs"]
+    named = [(name, name) for name in PARTS] + [(name, f"of all that: {name}") for name in CONTROLS]
+    rows = [f" {told} | " + " | ".join(f"{part[name]:.2f} s" for part in jobs.values()) + " " for name, told in named]
+    whole = [f"{part['whole']:.2f} s" for part in jobs.values()]
+    rest = [f"{part['whole'] - sum(part[name] for name in PARTS):.2f} s" for part in jobs.values()]
+    rows.insert(len(PARTS), f" all else | {' | '.join(rest)} ")
+    rows.insert(0, f" the whole | {' | '.join(whole)} ")
+    about = f"One run of bindscope's jobs under cProfile, two threads. {_when(found)}"
+    return _section("Parts", about, f" | {' | '.join(jobs)} ", "---|" + "|".join(["---:"] * len(jobs)), rows)
+
+
 _ALONE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "start": _start,
     "growth": _growth,
     "afterwards": _afterwards,
     "monitor": _monitor,
+    "profile": _profile,
 }

@@ -23,7 +23,7 @@ from bindscope.records import Prompt, Protocol
 #: New tokens: the study's.
 NEW_TOKENS = 20
 #: Tokens of a comparison on long texts.
-LONG_TOKENS = 4096
+LONG_TOKENS = 8192
 #: Every so many prompts.
 _SHARES = {"all": 1, "half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16}
 _TERM = "screen reader"
@@ -106,7 +106,16 @@ def _long(loaded: Loaded, length: int) -> dict[str, Any]:
         rows.append(_row(prepare(loaded, Prompt(f"long-{n}", _TERM, text, "generation"))))
     if {len(row["ids"]) for row in rows} != {length}:
         raise ValueError(f"texts of {sorted({len(row['ids']) for row in rows})} tokens where {length} were asked for")
-    return {"rows": rows, "binding": list(range(len(rows))), "recognition": [], "generation": [], "max_new_tokens": 0}
+    neutral, _ = neutral_rows(loaded)
+    n = len(rows)
+    return {
+        "rows": [*rows, *map(_text, neutral)],
+        "binding": list(range(n)),
+        "recognition": [],
+        "generation": [],
+        "neutral": list(range(n, n + len(neutral))),
+        "max_new_tokens": 0,
+    }
 
 
 def _around(words: Sequence[str], count: int) -> str:

@@ -107,20 +107,23 @@ def test_self_check_passes(model: PreTrainedModel) -> None:
     assert check.packed
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("way", ["kernel", "norms", "softmax"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_band_is_what_whole_rows_have(model: PreTrainedModel, masked: bool, fused: bool) -> None:
-    """From the norms that the kernel leaves, and from norms of our own; NaN where a key would be before the start."""
+def test_a_band_is_what_whole_rows_have(model: PreTrainedModel, masked: bool, way: str) -> None:
+    """From the norms that the kernel leaves, from norms of our own, and from the plain softmax of short texts; NaN
+    where a key would be before the start."""
     ids, mask = _ids(2), torch.ones(2, T, dtype=torch.long)
     mask[1, -5:] = 0
-    looked: list[bool] = []
+    looked: list[str] = []
 
     def look(layer: int, attention: Attention) -> None:
-        looked.append(attention.norms is not None)
-        whole = attention.probabilities(torch.arange(T).expand(2, T))
-        if not fused:
-            attention.norms = None
+        looked.append("softmax" if attention.weights is not None else "norms" if attention.norms is None else "kernel")
         band = attention.band(T + 2)  # wider than the text
+        attention.weights = None
+        whole = attention.probabilities(torch.arange(T).expand(2, T))
+        if way == "norms":
+            attention.norms = None
+            band = attention.band(T + 2)
         real = mask.bool()
         torch.testing.assert_close(band[..., 0].mT[real], whole[..., 0].mT[real], atol=TOLERANCE, rtol=0)
         for d in range(1, T + 3):
@@ -129,11 +132,24 @@ def test_a_band_is_what_whole_rows_have(model: PreTrainedModel, masked: bool, fu
                 found, expected = band[:, :, d:, d].mT[real[:, d:]], whole.diagonal(-d, 2, 3).mT[real[:, d:]]
                 torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
-    with torch.inference_mode(), hooked(model), during(look):
+    with torch.inference_mode(), hooked(model), during(look, short=T if way == "softmax" else 0):
         model(ids, **({"attention_mask": mask} if masked else {}), use_cache=False)
-    assert len(looked) == model.config.num_hidden_layers
-    capped = any(getattr(model.config, key, None) for key in ("attn_logit_softcapping",))
-    assert all(looked) == (not capped and model.config.model_type != "gpt_oss")
+    special = getattr(model.config, "attn_logit_softcapping", None) or model.config.model_type == "gpt_oss"
+    expected = "softmax" if special or way == "softmax" else "kernel"
+    assert looked == [expected] * model.config.num_hidden_layers
+
+
+def test_short_texts_give_the_same_logits(model: PreTrainedModel) -> None:
+    """Of the kernel and of the plain softmax, also with padding on the left, whose rows see nothing."""
+    ids, mask = _ids(2), torch.ones(2, T, dtype=torch.long)
+    mask[1, :3] = 0
+    found = []
+    with torch.inference_mode(), hooked(model):
+        for short in (0, T):
+            with during(lambda layer, attention: None, short=short):
+                found.append(model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()])
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(*found, atol=TOLERANCE, rtol=0)
 
 
 def test_few_rows_are_the_same_rows(model: PreTrainedModel) -> None:
@@ -155,7 +171,7 @@ def test_an_overflow_is_not_a_number(model: PreTrainedModel) -> None:
     """Scores beyond what floats hold leave NaN, never zero."""
 
     def look(layer: int, attention: Attention) -> None:
-        attention.norms = torch.full(attention.query.shape[:3], torch.inf)
+        attention.weights, attention.norms = None, torch.full(attention.query.shape[:3], torch.inf)
         assert attention.band(1)[..., 0].isnan().all()
 
     with torch.inference_mode(), hooked(model), during(look):

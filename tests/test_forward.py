@@ -135,6 +135,25 @@ def test_vocabulary_projection_only_where_read() -> None:
     assert sum(widths) == needed
 
 
+def test_a_pass_that_predicts_nothing_ends_behind_the_last_attention(model: PreTrainedModel) -> None:
+    """Not where somebody's hook in front of a module may wait for its end; what is read is the same."""
+    rows = [Row(row.ids, (), 3) for row in _rows()]
+    ends: list[int] = []
+    after = model.get_output_embeddings().register_forward_hook(lambda _m, _a, _out: ends.append(1))
+    with hooked(model):
+        short = read(model, rows)
+        assert not ends
+        before = model.base_model.register_forward_pre_hook(lambda _m, _a: None)
+        whole = read(model, rows)
+        before.remove()
+    after.remove()
+    assert ends
+    for a, b in zip(short, whole, strict=True):
+        assert a.band is not None
+        assert b.band is not None
+        np.testing.assert_array_equal(a.band, b.band)
+
+
 def test_values_that_are_not_finite_are_an_error() -> None:
     model = models.build(*models.ARCHITECTURES["gpt_neox"])
     with torch.no_grad():

@@ -47,6 +47,9 @@ Rewire = Callable[[int, Tensor, "Attention"], Tensor]
 #: Softmax rows are computed for at most this many scores at a time: bounds the memory of a layer's rows.
 _MAX_SCORES = 1 << 24
 
+#: Texts of at most so many tokens go by the plain softmax where somebody looks at them.
+SHORT = 96
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -64,6 +67,7 @@ class Pass:
     packing: Packing | None = None
     edit: Edit | None = None
     rewire: Rewire | None = None
+    short: int = SHORT
     _masks: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def additive(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,10 +120,14 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 @contextmanager
 def during(
-    look: Look | None = None, packing: Packing | None = None, edit: Edit | None = None, rewire: Rewire | None = None
+    look: Look | None = None,
+    packing: Packing | None = None,
+    edit: Edit | None = None,
+    rewire: Rewire | None = None,
+    short: int = SHORT,
 ) -> Iterator[None]:
-    """Forward passes inside this block, under `hooked`, are looked at and edited so."""
-    token = _CURRENT.set(Pass(look, packing, edit, rewire))
+    """Forward passes inside this block, under `hooked`, are looked at and edited so; short: see `SHORT`."""
+    token = _CURRENT.set(Pass(look, packing, edit, rewire, short))
     try:
         yield
     finally:
@@ -146,7 +154,11 @@ def _attention(
     current = _CURRENT.get()
     if softcap is not None or s_aux is not None:
         z = attention.output()  # SDPA knows neither soft-capping nor sinks
-    elif current is not None and current.look is not None and _fusible(module, attention, dropout, kwargs):
+    elif current is None or current.look is None or dropout or not _causal(module, attention, kwargs):
+        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    elif query.shape[2] <= current.short and query.dtype == torch.float32:
+        z = attention.output()
+    elif attention.fusible:
         z = attention.fused(current)
     else:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -163,20 +175,19 @@ def _attention(
     return z, None
 
 
-def _fusible(module: torch.nn.Module, attention: Attention, dropout: float, kwargs: dict[str, Any]) -> bool:
-    """Whether SDPA would take its flash kernel for CPUs, which can also tell the norm of every row."""
-    q, v, mask = attention.query, attention.value, attention.mask
+def _causal(module: torch.nn.Module, attention: Attention, kwargs: dict[str, Any]) -> bool:
+    """Whether what the mask says (None: plain causal) is all that SDPA would know of who sees whom."""
+    if attention.mask is not None:
+        return attention.mask.dim() == 4
     causal = getattr(module, "is_causal", True) and kwargs.get("is_causal") in (None, True)
-    plain = causal and q.shape[2] == attention.key.shape[2] if mask is None else mask.dim() == 4
-    ready = all(x.stride(-1) == 1 for x in (q, attention.key, v))
-    return bool(plain and ready and q.device.type == "cpu" and not dropout and q.shape[-1] == v.shape[-1])
+    return bool(causal and attention.query.shape[2] == attention.key.shape[2])
 
 
 @dataclass
 class Attention:
     """What the heads of one layer compute from, after rotary embedding: query (B, H, T, d), key and value
     (B, H_kv, S, d), mask (B or 1, 1 or H, T, S) or None where plain causal; norms (B, H, T): the log of the sum of
-    each row's exponentials, None until it is needed."""
+    each row's exponentials, None until it is needed; weights (B, H, T, S): the whole softmax where it was made."""
 
     query: Tensor
     key: Tensor
@@ -186,25 +197,35 @@ class Attention:
     softcap: float | None
     sinks: Tensor | None
     norms: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def fusible(self) -> bool:
+        """Whether SDPA would take its flash kernel for CPUs, which can also tell the norm of every row."""
+        ready = all(x.stride(-1) == 1 for x in (self.query, self.key, self.value))
+        return ready and self.query.device.type == "cpu" and self.query.shape[-1] == self.value.shape[-1]
 
     def probabilities(self, index: Tensor, keys: int | None = None) -> Tensor:
         """Softmax rows in float32 for query positions index (B, R): (B, H, R, S). keys: only so many keys from the
         front, where it is known that the queries see no others."""
-        s = self._scores(index, self.key.shape[2] if keys is None else keys)
-        if self.sinks is None:
-            return s.softmax(-1)
-        B, H, R, S = s.shape
-        sink = self.sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)
-        return torch.cat([s, sink], -1).softmax(-1)[..., :S]
+        S = self.key.shape[2] if keys is None else keys
+        if self.weights is None:
+            return self._softmax(self._scores(index, S))
+        return _at(self.weights[..., :S], index)
 
     def band(self, width: int) -> Tensor:
         """Attention below the diagonal, (B, H, T, 1 + width) float32: of position i to position 0, and to positions
         i - 1 ... i - width (NaN where that is before the start). Texts from their beginning only (T = S)."""
         B, H, T, _ = self.query.shape
+        out = torch.full((B, H, T, 1 + width), torch.nan, device=self.query.device)
+        if self.weights is not None:
+            out[..., 0] = self.weights[..., 0]
+            for d in range(1, min(width + 1, T)):
+                out[:, :, d:, d] = self.weights.diagonal(-d, 2, 3)
+            return out
         groups = self.key.shape[1]
         q = self.query.reshape(B, groups, H // groups, T, -1).float()
         k = self.key.float()[:, :, None]
-        out = torch.full((B, H, T, 1 + width), torch.nan, device=q.device)
         norms = self._norms()
         norms = norms.masked_fill(~norms.isfinite(), torch.nan)  # of an overflow nothing is known
         for d in range(1 + width):
@@ -227,11 +248,21 @@ class Attention:
         return z.transpose(1, 2).contiguous()
 
     def output(self) -> Tensor:
-        """The heads' outputs (B, T, H, d) by explicit softmax."""
-        v = self.value.float().repeat_interleave(self.query.shape[1] // self.value.shape[1], 1)
-        parts = [self.probabilities(index) @ v for index in self._chunks()]
-        # A row that may see nothing (padding on the left) has no defined output; nothing visible reads it.
-        return torch.cat(parts, 2).transpose(1, 2).nan_to_num().to(self.value.dtype).contiguous()
+        """The heads' outputs (B, T, H, d) by explicit softmax, which is kept where it was made in one part."""
+        B, H, _, _ = self.query.shape
+        groups, S, d = self.value.shape[1:]
+        v, parts = self.value.float(), []
+        for index in self._chunks():
+            p = self._softmax(self._scores(index, S))
+            parts.append((p.reshape(B, groups, -1, S) @ v).view(B, H, -1, d))
+        if len(parts) == 1:
+            self.weights = p
+        z = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        if self.mask is not None:
+            # A row that may see nothing (padding on the left) has no defined output; nothing visible reads it.
+            seen = self.mask if self.mask.dtype == torch.bool else ~self.mask.isneginf()
+            z.masked_fill_(~seen.any(-1, keepdim=True), 0.0)
+        return z.transpose(1, 2).to(self.value.dtype).contiguous()
 
     def _norms(self) -> Tensor:
         if self.norms is None:
@@ -239,34 +270,54 @@ class Attention:
             self.norms = norms if self.sinks is None else torch.logaddexp(norms, self.sinks.float().view(1, -1, 1))
         return self.norms
 
-    def _scores(self, index: Tensor, S: int) -> Tensor:
-        """Scaled, capped and masked, float32, of query positions index (B, R) with the first S keys: (B, H, R, S)."""
+    def _softmax(self, s: Tensor) -> Tensor:
+        """Scores (B, H, R, S) -> weights, of which a sink takes its share."""
+        if self.sinks is None:
+            return s.softmax(-1)
+        B, H, R, S = s.shape
+        sink = self.sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)
+        return torch.cat([s, sink], -1).softmax(-1)[..., :S]
+
+    def _scores(self, index: Tensor | None, S: int) -> Tensor:
+        """Scaled, capped and masked, float32, of query positions index (B, R; None: all) with the first S keys:
+        (B, H, R, S)."""
         B, H, T, d = self.query.shape
-        groups, R = self.key.shape[1], index.shape[1]
-        q = self.query.gather(2, index[:, None, :, None].expand(B, H, R, d)).float()
+        groups = self.key.shape[1]
+        q = (self.query if index is None else _at(self.query, index)).float()
         # Query head h reads key head h // (H / H_kv): the order of repeat_interleave.
-        s = q.reshape(B, groups, H // groups * R, d) @ self.key[:, :, :S].float().transpose(2, 3)
-        s = self._scaled(s.view(B, H, R, S))
+        s = q.reshape(B, groups, -1, d) @ self.key[:, :, :S].float().transpose(2, 3)
+        s = self._scaled(s.view(B, H, -1, S))
         if self.mask is None:
             # None means causal where there is more than one query, and everything visible for a single one.
-            last = index + (self.key.shape[2] - T)
-            return s.masked_fill((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
-        mask = self.mask[..., :S].expand(B, self.mask.shape[1], T, S)
-        return _masked(s, mask.gather(2, index[:, None, :, None].expand(B, mask.shape[1], R, S)))
+            last = torch.arange(T, device=s.device)[None] if index is None else index
+            last = last + (self.key.shape[2] - T)
+            return s.masked_fill_((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
+        mask = self.mask[..., :S]
+        return _masked(s, mask if index is None else _at(mask.expand(B, -1, -1, -1), index))
 
     def _scaled(self, s: Tensor) -> Tensor:
-        s = s * self.scaling
+        s = s.mul_(self.scaling)
         return s if self.softcap is None else torch.tanh(s / self.softcap) * self.softcap
 
-    def _chunks(self) -> Iterator[Tensor]:
-        """All query positions (B, R), in parts whose scores stay within `_MAX_SCORES`."""
+    def _chunks(self) -> Iterator[Tensor | None]:
+        """All query positions: None where their scores stay within `_MAX_SCORES`, else in parts (B, R) that do."""
         B, H, T, _ = self.query.shape
-        everything = torch.arange(T, device=self.query.device).expand(B, T)
-        yield from torch.split(everything, max(1, _MAX_SCORES // (B * H * self.key.shape[2])), 1)
+        rows = max(1, _MAX_SCORES // (B * H * self.key.shape[2]))
+        if rows >= T:
+            yield None
+        else:
+            yield from torch.split(torch.arange(T, device=self.query.device).expand(B, T), rows, 1)
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """Of x (B, H, T, n) the positions index (B, R): (B, H, R, n)."""
+    B, H, _, n = x.shape
+    return x.gather(2, index[:, None, :, None].expand(B, H, index.shape[1], n))
 
 
 def _masked(s: Tensor, mask: Tensor) -> Tensor:
-    return s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask.float()
+    """In place."""
+    return s.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else s.add_(mask.float())
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:

@@ -104,7 +104,8 @@ def windows(P: Band, k: int, starts: NDArray[np.int64]) -> Windows:
         return Windows(k, starts, np.empty(0), np.empty(0), np.zeros(P.shape[:2]))
     total = np.zeros((P.shape[0], P.shape[1], len(starts)))  # sum_{i>j} A[s_i, s_j]
     for i in range(1, k):
-        total += P[:, :, starts + i, 1 : i + 1].sum(-1, dtype=np.float64)
+        for d in range(1, i + 1):
+            total += P[:, :, starts + i, d]
     star = eb(total).max(0)  # both means divide the same sum
     pairs = k * (k - 1) / 2
     return Windows(k, starts, star / pairs, star / (k - 1), total.sum(-1) / pairs)

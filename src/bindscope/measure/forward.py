@@ -2,7 +2,7 @@
 
 A row is a prompt with any number of continuations. Packed, they share one sequence: the prompt is encoded once, each
 continuation sees the prompt and itself at positions that follow the prompt. The vocabulary projection is applied only
-where a token of a continuation is predicted.
+where a token of a continuation is predicted; where none is, the pass ends behind the attention of the last layer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from bindscope.measure.valued import Grams, pairs, shares
 BATCH_TOKENS = 2048
 #: A row shorter than this share of the longest does not join a batch that is a quarter full.
 _LEAST_SHARE = 0.8
+
+#: Rows of logits whose softmax is taken at a time: they stay in a processor's cache.
+_CACHED = 16
 
 
 @dataclass(frozen=True)
@@ -232,14 +235,44 @@ def forward(
     rewire: Rewire | None = None,
 ) -> list[list[NDArray[np.float32]]]:
     """One forward pass under `hooked`: per row and continuation the log P of its tokens."""
-    packing = Packing(batch.positions, batch.segments) if batch.reads else None
-    # Padding stands behind every real token, so without packing plain causal attention never sees it. With packing,
-    # the mask of ones keeps transformers from reading jumps in the positions as separate documents.
-    extra = {} if packing is None else {"attention_mask": torch.ones_like(batch.segments)}
+    packing, extra = None, {}
+    if batch.reads:
+        # The mask of ones keeps transformers from reading jumps in the positions as separate documents.
+        packing = Packing(batch.positions, batch.segments)
+        extra = {"attention_mask": torch.ones_like(batch.segments), "position_ids": batch.positions}
+    elif look is not None and _stoppable(model):
+        look = _last_ends(look, int(model.config.num_hidden_layers))
+    # Padding stands behind every real token, so without packing plain causal attention never sees it.
     with during(look, packing, edit, rewire), _logits_at(model, batch.reads):
-        logits = model(batch.ids, position_ids=batch.positions, use_cache=False, **extra).logits[0]
+        try:
+            logits = model(batch.ids, use_cache=False, **extra).logits[0]
+        except _Enough:
+            return [[] for _ in batch.targets]
     flat = iter(_logprobs(logits, [t for row in batch.targets for t in row]))
     return [[next(flat) for _ in row] for row in batch.targets]
+
+
+class _Enough(Exception):
+    """Ends a forward pass from which nothing more is wanted."""
+
+
+def _last_ends(look: Look, layers: int) -> Look:
+    """The same look, which ends the pass when it has seen every layer."""
+    left = set(range(layers))
+
+    def then(layer: int, attention: Attention) -> None:
+        look(layer, attention)
+        left.discard(layer)
+        if not left:
+            raise _Enough
+
+    return then
+
+
+def _stoppable(model: PreTrainedModel) -> bool:
+    """Whether a pass may end early: not where something done before a module (somebody's hook, weights brought in
+    from elsewhere) waits for its end."""
+    return not any(part._forward_pre_hooks or hasattr(part, "_hf_hook") for part in model.modules())
 
 
 def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) -> list[NDArray[np.float32]]:
@@ -248,8 +281,9 @@ def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) 
         return []
     where = torch.tensor([i for reads, _ in targets for i in reads], device=logits.device)
     token = torch.tensor([t for _, tokens in targets for t in tokens], device=logits.device)
-    norm = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 256)])
-    flat = (logits[where, token].float() - norm[where]).cpu().numpy()
+    parts = zip(torch.split(where, _CACHED), torch.split(token, _CACHED), strict=True)
+    logs = [logits[at].float().log_softmax(-1).gather(1, ids[:, None])[:, 0] for at, ids in parts]
+    flat = torch.cat(logs).cpu().numpy()
     ends = np.cumsum([len(tokens) for _, tokens in targets])[:-1]
     return list(np.split(flat, ends))
 
