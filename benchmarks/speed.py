@@ -28,6 +28,8 @@ import performance
 from environments import CONTESTANTS, python_of
 from tasks import folders, write_work
 
+from bindscope.errors import BindscopeError
+
 PEERS = Path(__file__).parent / "peers"
 
 
@@ -42,37 +44,33 @@ class Comparison:
 
 
 _PYTHIA, _SMOLLM2 = ("pythia-160m",), ("smollm2-135m",)
-_BINDING = ("ours binding", "plain forward", "plain forward_neutral", "eager binding", "eager binding_neutral")
+_LONG = ("ours binding", "plain forward", "plain forward_neutral", "eager binding")
+_BINDING = (*_LONG, "eager binding_neutral")
 _READ = ("ours read", "plain read", "plain read_controls")
-_QUESTIONS = ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1")
+_PEERS = tuple(
+    f"{name} {job}"
+    for name in ("transformer_lens_2", "transformer_lens_4")
+    for job in ("binding_demo", "binding", "binding_batched")
+)
 COMPARISONS = (
     Comparison("binding", "all", _BINDING, _PYTHIA),
     Comparison("read", "all", _READ, _PYTHIA),
-    Comparison("long-512", "long-512", _BINDING, _PYTHIA),
-    Comparison("long-2048", "long-2048", _BINDING, _PYTHIA),
-    Comparison("long-4096", "long-4096", _BINDING, _PYTHIA),
+    Comparison("long-512", "long-512", _LONG, _PYTHIA),
+    Comparison("long-2048", "long-2048", _LONG, _PYTHIA),
+    Comparison("long-4096", "long-4096", _LONG, _PYTHIA),
+    Comparison("recognition", "half", ("ours recognition", "lm_eval_mc recognition"), _PYTHIA),
+    Comparison("generation", "quarter", ("ours generation", "plain generation"), _PYTHIA),
+    Comparison("battery", "half", ("ours battery", "study battery"), _PYTHIA),
     Comparison(
-        "peers",
-        "eighth",
-        (
-            "ours binding",
-            "transformer_lens_2 binding",
-            "transformer_lens_2 binding_batched",
-            "transformer_lens_4 binding",
-            "transformer_lens_4 binding_batched",
-            "nnsight_trace binding",
-            "nnsight_trace binding_batched",
-            "study binding",
-        ),
-        _PYTHIA,
+        "peers", "half", ("ours binding", *_PEERS, "nnsight_trace binding", "nnsight_trace binding_batched"), _PYTHIA
     ),
+    Comparison("study", "eighth", ("ours binding", "study binding"), _PYTHIA),
     Comparison("binding", "eighth", _BINDING, _SMOLLM2),
     Comparison("read", "eighth", _READ, _SMOLLM2),
     Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
-    Comparison("recognition", "quarter", _QUESTIONS, _PYTHIA),
-    Comparison("recognition", "eighth", _QUESTIONS, _SMOLLM2),
-    Comparison("generation", "quarter", ("ours generation", "plain generation"), _PYTHIA),
-    Comparison("battery", "eighth", ("ours battery", "study battery"), _PYTHIA),
+    Comparison(
+        "recognition", "eighth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1"), _SMOLLM2
+    ),
 )
 
 
@@ -192,10 +190,10 @@ def main() -> None:
             if model not in comparison.models or (arguments.only and comparison.name not in arguments.only):
                 continue
             place = folders_for(comparison.work, folder)
-            work = write_work(comparison.work, model, place, cache)
             try:
+                work = write_work(comparison.work, model, place, cache)
                 found = run(comparison, model, place, work, arguments)
-            except (RuntimeError, ValueError) as error:  # the others go on
+            except (RuntimeError, ValueError, BindscopeError) as error:  # the others go on
                 failed.append(f"{comparison.name} {model}: {error}")
                 continue
             known[f"{comparison.name} {model}"] = vars(found) | performance.circumstances()

@@ -19,6 +19,7 @@ from bindscope.measure.prepare import Item, neutral_rows, neutral_text, premise_
 from bindscope.models.load import Loaded, load
 from bindscope.models.suites import one
 from bindscope.records import Prompt, Protocol
+from bindscope.terms.spans import encode
 
 #: New tokens: the study's.
 NEW_TOKENS = 20
@@ -124,4 +125,4 @@ def _around(words: Sequence[str], count: int) -> str:
 
 
 def _tokens(loaded: Loaded, words: Sequence[str], count: int) -> int:
-    return len(prepare(loaded, Prompt("long", _TERM, _around(words, count), "generation")).encoded.ids)
+    return len(encode(loaded.tokenizer, _around(words, count), loaded.bos).ids)

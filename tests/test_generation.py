@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 import models
 from bindscope.cli import main
 from bindscope.errors import MeasureError, RequestError
-from bindscope.measure.generation import SEEDS, TEMPERATURES, Draw, write
+from bindscope.measure.generation import SEEDS, TEMPERATURES, Draw, _batches, _padding_holds, _plain, write
 from bindscope.records import Opening, Rubric, Term
 from bindscope.store import Store
 from bindscope.study import Study
@@ -51,6 +51,38 @@ def test_batches_give_the_tokens_of_generate(name: str) -> None:
 @pytest.fixture(scope="module")
 def neox() -> PreTrainedModel:
     return models.build(*models.ARCHITECTURES["gpt_neox"])
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), max_size=30), st.integers(1, 300))
+def test_batches_hold_each_prompt_once_and_stay_within_their_budget(
+    padded: bool, sizes: list[tuple[int, int]], budget: int
+) -> None:
+    ids, limits = [[0] * n for n, _ in sizes], [m for _, m in sizes]
+    found = list(_batches(ids, limits, budget, padded))
+    assert sorted(i for batch in found for i in batch) == list(range(len(sizes)))
+    for batch in found:
+        lengths = [len(ids[i]) for i in batch]
+        assert limits[batch[0]] == max(limits[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * (max(lengths) + limits[batch[0]]) <= budget
+        assert padded or len(set(lengths)) == 1
+
+
+def test_where_padding_is_felt_prompts_of_one_length_go_together(
+    neox: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that forgets the mask writes other tokens behind padding; the probe sees it."""
+    expected = [_alone(neox, p, n) for p, n in zip(PROMPTS, LIMITS, strict=True)]
+    plain = neox.forward
+
+    def maskless(*args: object, attention_mask: object = None, position_ids: object = None, **kwargs: object) -> object:
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(neox, "forward", maskless)
+    with _plain(neox):
+        assert not _padding_holds(neox)
+    found = write(neox, PROMPTS, LIMITS, [Draw()] * len(PROMPTS))
+    assert [list(w.ids) for w in found] == expected
 
 
 def test_penalties_and_sampling_of_the_checkpoint_are_left_out(neox: PreTrainedModel) -> None:

@@ -4,11 +4,12 @@
 
 One JSON object a line. Once the model is loaded: {"ready": true, "versions": {...}, "jobs": [...], "rss_mb": ...}.
 Then for each line of standard input, {"job": NAME, "out": FILE.npz or null, "threads": N}, the answer
-{"seconds": ..., "cpu_seconds": ..., "peak_mb": ..., "extra_mb": ...} or {"error": "..."}; the end of the input ends
-the process. cpu_seconds are those of all threads: on a machine that does other things too they say more. peak_mb is the
+{"seconds": ..., "cpu_seconds": ..., "peak_mb": ..., "extra_mb": ...} or {"error": "..."}; the end of the input ends the
+process. cpu_seconds are those of all threads: on a machine that does other things too they say more. peak_mb is the
 highest resident memory during the job, extra_mb that less what was resident before; weights are mapped from their file,
-so the first job that touches them is charged for them. Arrays are written to `out` outside the measured part. Whatever else a library prints
-goes to standard error. Nothing but NumPy and torch is needed, so this file runs in the environment of every peer.
+so the first job that touches them is charged for them. Arrays are written to `out` outside the measured part. Whatever
+else a library prints goes to standard error. Nothing but NumPy and torch is needed, so this file runs in the
+environment of every peer.
 """
 
 from __future__ import annotations

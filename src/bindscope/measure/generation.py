@@ -1,17 +1,16 @@
 """What the model writes after a prompt: batched decoding that gives the tokens of one-at-a-time decoding.
 
-transformers' own `generate` decodes. Prompts of equal length go together, so nothing is padded, a model without a pad
-token needs none, and every architecture is right that is right for one prompt. In a batch a logit differs in its last
-digits from the same logit alone; where the best two are closer than such a difference, the prompt is decoded again by
-itself. Sampling is greedy decoding of logits / temperature + Gumbel noise, which draws from softmax(logits /
-temperature) exactly (Gumbel-max); the noise comes from the prompt, the seed and the place of the token, so the batch
-has no part in it.
+transformers' own `generate` decodes. Prompts are padded on the left where a probe shows that the model's logits do not
+feel it; otherwise, and where heads are edited at positions, only prompts of equal length go together, and every
+architecture is right that is right for one prompt. In a batch a logit differs in its last digits from the same logit
+alone; where the best two are closer than such a difference, the prompt is decoded again by itself. Sampling is greedy
+decoding of logits / temperature + Gumbel noise, which draws from softmax(logits / temperature) exactly (Gumbel-max);
+the noise comes from the prompt, the seed and the place of the token, so the batch has no part in it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -90,12 +89,13 @@ def write(
     out: dict[int, Written] = {}
     fitting = Fitting()
     with _plain(model) as ends:
+        padded = under is _bare and len(set(map(len, ids))) > 1 and _padding_holds(model)
 
         def decode(part: Sequence[int]) -> list[tuple[list[int], bool]]:
             with under(part):
                 return _decode(model, part, ids, limits, draws, ends)
 
-        for batch in _batches(ids, limits, batch_tokens):
+        for batch in _batches(ids, limits, batch_tokens, padded):
             for i, (tokens, near) in zip(batch, fitting.run(batch, decode), strict=True):
                 redo = near and len(batch) > 1
                 if redo:
@@ -120,14 +120,60 @@ def _plain(model: PreTrainedModel) -> Iterator[set[int]]:
         model.generation_config = before
 
 
-def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Prompts of one length together, longest first; those that may grow longest stand first in their batch."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in sorted(range(len(ids)), key=lambda i: -limits[i]):
-        groups[len(ids[i])].append(i)
-    for length, members in sorted(groups.items(), reverse=True):
-        size = max(1, budget // (length + limits[members[0]]))
-        yield from (members[start : start + size] for start in range(0, len(members), size))
+def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
+    """Prompts that may grow alike, longest first, or of one length only. The first of a batch has the highest limit."""
+
+    def order(i: int) -> tuple[int, int]:
+        return (-limits[i], -len(ids[i])) if padded else (-len(ids[i]), -limits[i])
+
+    batch: list[int] = []
+    length = 0
+    for i in sorted(range(len(ids)), key=order):
+        full = (len(batch) + 1) * (max(length, len(ids[i])) + limits[i if not batch else batch[0]]) > budget
+        if batch and (full or (not padded and len(ids[i]) != length)):
+            yield batch
+            batch = []
+        length = len(ids[i]) if not batch else max(length, len(ids[i]))
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _padded(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """input_ids and attention_mask (B, T), padded on the left."""
+    T = max(map(len, ids))
+    rows = torch.tensor([[0] * (T - len(row)) + list(row) for row in ids], device=model.device)
+    seen = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    return {"input_ids": rows, "attention_mask": seen}
+
+
+@torch.no_grad()
+def _padding_holds(model: PreTrainedModel) -> bool:
+    """Whether a short prompt behind padding, and its continuation, have the logits that they have alone: to half of
+    what counts as a near tie."""
+    V = int(model.config.vocab_size)
+    long, short = ([(7 * i * i + start) % V for i in range(1, n)] for start, n in ((3, 17), (5, 7)))
+
+    def logits(ids: Sequence[Sequence[int]]) -> Tensor:
+        found = model.generate(
+            **_padded(model, ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=3,
+            min_new_tokens=3,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return torch.stack([step[-1].float() for step in found.logits])  # (3, V) of the last prompt
+
+    alone, behind = logits([short]), logits([long, short])
+    return bool(((alone - behind).abs().amax(-1) <= _near(alone, model.dtype) / 2).all())
+
+
+def _near(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """How close two logits of a row (..., V) must be to count as a near tie: (...)."""
+    largest = _NEAR * torch.finfo(torch.float32).eps * logits.abs().amax(-1)
+    return (_NEAR_SHORT * torch.finfo(dtype).eps * logits.std(-1)).maximum(largest)
 
 
 @torch.no_grad()
@@ -140,17 +186,16 @@ def _decode(
     ends: set[int],
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
-    rows = torch.tensor([list(ids[i]) for i in batch], device=model.device)
-    each, spacing = [draws[i] for i in batch], torch.finfo(model.dtype).eps
-    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], each, ends, rows.shape[1], spacing)
+    inputs = _padded(model, [ids[i] for i in batch])
+    start, each = inputs["input_ids"].shape[1], [draws[i] for i in batch]
+    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], each, ends, start, model.dtype)
     new = model.generate(
-        rows,
-        attention_mask=torch.ones_like(rows),
+        **inputs,
         do_sample=False,
         num_beams=1,
         max_new_tokens=limits[batch[0]],
         logits_processor=LogitsProcessorList([watch]),
-    )[:, rows.shape[1] :].tolist()
+    )[:, start:].tolist()
     near = watch.near.tolist()
     return [(tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)]
 
@@ -164,8 +209,10 @@ def _noise_seed(ids: Sequence[int], draw: Draw) -> int:
 class _Watch(LogitsProcessor):  # type: ignore[misc]
     """Adds each row's noise, and notes rows in which the best two came close before the text ended."""
 
-    def __init__(self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int, spacing: float) -> None:
-        self.draws, self.ends, self.start, self.spacing = draws, ends, start, spacing
+    def __init__(
+        self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int, dtype: torch.dtype
+    ) -> None:
+        self.draws, self.ends, self.start, self.dtype = draws, ends, start, dtype
         self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.near = torch.zeros(len(draws), dtype=torch.bool)
 
@@ -177,8 +224,7 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
                 "overflows on some models)"
             )
         scores = scores.float()
-        largest = _NEAR * torch.finfo(torch.float32).eps * scores.abs().amax(-1)
-        close = (_NEAR_SHORT * self.spacing * scores.std(-1)).maximum(largest).cpu()
+        close = _near(scores, self.dtype).cpu()
         for b, draw in enumerate(self.draws):
             if draw.temperature > 0:
                 u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
