@@ -60,17 +60,17 @@ COMPARISONS = (
     Comparison("long-4096", "long-4096", _LONG, _PYTHIA),
     Comparison("recognition", "half", ("ours recognition", "lm_eval_mc recognition"), _PYTHIA),
     Comparison("generation", "quarter", ("ours generation", "plain generation"), _PYTHIA),
-    Comparison("battery", "half", ("ours battery", "study battery"), _PYTHIA),
     Comparison(
-        "peers", "half", ("ours binding", *_PEERS, "nnsight_trace binding", "nnsight_trace binding_batched"), _PYTHIA
+        "peers", "quarter", ("ours binding", *_PEERS, "nnsight_trace binding", "nnsight_trace binding_batched"), _PYTHIA
     ),
     Comparison("study", "eighth", ("ours binding", "study binding"), _PYTHIA),
     Comparison("binding", "eighth", _BINDING, _SMOLLM2),
     Comparison("read", "eighth", _READ, _SMOLLM2),
     Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
     Comparison(
-        "recognition", "eighth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1"), _SMOLLM2
+        "recognition", "sixteenth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1"), _SMOLLM2
     ),
+    Comparison("battery", "all", ("ours battery", "study battery"), _PYTHIA),
 )
 
 
@@ -122,8 +122,8 @@ class Outcome:
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def run(comparison: Comparison, model: str, folder: Path, work: Path, options: argparse.Namespace) -> Outcome:
-    """Every entry once a round; the first round's results are compared."""
+def run(comparison: Comparison, model: str, folder: Path, work: Path, options: argparse.Namespace) -> Iterator[Outcome]:
+    """Every entry once a round, and what is known after each; the first round's results are compared."""
     cache = options.cache.absolute()
     outcome = Outcome(comparison.name, model, {entry: [] for entry in comparison.entries}, counts=_counts(work))
     arrays: dict[str, Mapping[str, np.ndarray]] = {}
@@ -141,9 +141,10 @@ def run(comparison: Comparison, model: str, folder: Path, work: Path, options: a
                 if out is not None:
                     arrays[entry] = dict(np.load(out))
                 print(f"{comparison.name} {model} round {n + 1}: {entry} {found['seconds']:.2f} s", flush=True)
-    ours = arrays[comparison.entries[0]]
-    outcome.apart = {entry: _apart(ours, arrays[entry]) for entry in comparison.entries[1:]}
-    return outcome
+            if n == 0:
+                ours = arrays[comparison.entries[0]]
+                outcome.apart = {entry: _apart(ours, arrays[entry]) for entry in comparison.entries[1:]}
+            yield outcome
 
 
 @contextmanager
@@ -192,12 +193,11 @@ def main() -> None:
             place = folders_for(comparison.work, folder)
             try:
                 work = write_work(comparison.work, model, place, cache)
-                found = run(comparison, model, place, work, arguments)
+                for found in run(comparison, model, place, work, arguments):
+                    known[f"{comparison.name} {model}"] = vars(found) | performance.circumstances()
+                    kept.write_text(json.dumps(known, indent=1))
             except (RuntimeError, ValueError, BindscopeError) as error:  # the others go on
                 failed.append(f"{comparison.name} {model}: {error}")
-                continue
-            known[f"{comparison.name} {model}"] = vars(found) | performance.circumstances()
-            kept.write_text(json.dumps(known, indent=1))
     for name, measure in performance.ALONE.items():
         if not arguments.only or name in arguments.only:
             known[name] = measure(cache) | performance.circumstances()

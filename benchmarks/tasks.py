@@ -24,7 +24,7 @@ from bindscope.terms.spans import encode
 #: New tokens: the study's.
 NEW_TOKENS = 20
 #: Tokens of a comparison on long texts.
-LONG_TOKENS = 8192
+LONG_TOKENS = 6144
 #: Every so many prompts.
 _SHARES = {"all": 1, "half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16}
 _TERM = "screen reader"
