@@ -70,7 +70,7 @@ COMPARISONS = (
     Comparison(
         "recognition", "sixteenth", ("ours recognition", "lm_eval_mc recognition", "lm_eval_mc recognition_1"), _SMOLLM2
     ),
-    Comparison("battery", "all", ("ours battery", "study battery"), _PYTHIA),
+    Comparison("battery", "half", ("ours battery", "study battery"), _PYTHIA),
 )
 
 

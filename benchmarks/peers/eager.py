@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model import resident
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from work import Row, Work, batches, eb_star, padded
 from worker import Job, serve
@@ -31,7 +32,9 @@ def binding(model: PreTrainedModel, texts: Sequence[Row]) -> Mapping[str, np.nda
 
 
 def load(folder: Path, work: Work) -> Mapping[str, Job]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = resident(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    )
     return {
         "binding": partial(binding, model, work.binding),
         "binding_neutral": partial(binding, model, work.binding + work.neutral),

@@ -52,6 +52,13 @@ def smollm2_135m() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return loaded.model, loaded.tokenizer
 
 
+def resident(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, every weight read once: those of a mapped file count in a process's memory from then on."""
+    for weight in model.parameters():
+        weight.sum()
+    return model
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write both. transformers 4 looks for rotary parameters beside `rope_parameters`, and takes its own defaults,
     silently, where they are missing; it knows no tokenizer class TokenizersBackend."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model import resident
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from work import Row, Work, batches, padded, tokens
@@ -66,7 +67,7 @@ def generation(model: PreTrainedModel, work: Work) -> Mapping[str, np.ndarray]:
 
 
 def load(folder: Path, work: Work) -> Mapping[str, Job]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = resident(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     return {
         "forward": partial(forward, model, work.binding),
         "forward_neutral": partial(forward, model, work.binding + work.neutral),

@@ -86,8 +86,8 @@ def _edited(plain: Sequence[Item], protocol: Protocol, neutral: int) -> tuple[in
 
 
 def rates(loaded: Loaded, asked: Sequence[Item], since: float) -> Rates:
-    """Time two prompts: a question (or what there is) and an opening, each of middling length, repeated until they take
-    long enough or fill the batches of a run. since: when loading began, on the monotonic clock."""
+    """Time a question (or what there is) of middling length, repeated, and openings, more and more of them, until they
+    take long enough or fill the batches of a run. since: when loading began, on the monotonic clock."""
     check = self_check(loaded.model)
     setup = time.monotonic() - since
     questions = [i for i in asked if i.choices] or list(asked)
@@ -102,14 +102,13 @@ def rates(loaded: Loaded, asked: Sequence[Item], since: float) -> Rates:
     openings = [i for i in asked if i.prompt.task == "generation" and i.prompt.shot == "zero" and i.prompt.rubric]
     if not openings:
         return Rates(reading, 0.0, setup)
-    opening = sorted((i.encoded.ids for i in openings), key=len)[len(openings) // 2]
-    together = len(openings) // len({len(i.encoded.ids) for i in openings})  # prompts of one length make a batch
 
     def compose(times: int) -> int:
-        found = write(loaded.model, [opening] * times, [MAX_TOKENS] * times, [Draw()] * times)
+        some = [i.encoded.ids for i in openings[:times]]
+        found = write(loaded.model, some, [MAX_TOKENS] * times, [Draw()] * times)
         return times * max(len(text.ids) + text.ended for text in found)
 
-    return Rates(reading, _rate(compose, max(1, together)), setup)
+    return Rates(reading, _rate(compose, len(openings)), setup)
 
 
 def _rate(run: Callable[[int], int], most: int) -> float:

@@ -172,7 +172,10 @@ def _padding_holds(model: PreTrainedModel) -> bool:
 
 def _near(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """How close two logits of a row (..., V) must be to count as a near tie: (...)."""
-    largest = _NEAR * torch.finfo(torch.float32).eps * logits.abs().amax(-1)
+    low, high = logits.aminmax(dim=-1)
+    largest = _NEAR * torch.finfo(torch.float32).eps * high.maximum(-low)
+    if dtype == torch.float32:  # the other is then always smaller
+        return largest
     return (_NEAR_SHORT * torch.finfo(dtype).eps * logits.std(-1)).maximum(largest)
 
 
@@ -218,13 +221,13 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (B, T), scores (B, V) -> scores (B, V) in float32."""
-        if not bool(torch.isfinite(scores).all()):
+        scores = scores.float()
+        close = _near(scores, self.dtype).cpu()
+        if not bool(close.isfinite().all()):  # as soon as one logit is not
             raise MeasureError(
                 "the model gives logits that are not finite while it writes; use float32 or bfloat16 (float16 "
                 "overflows on some models)"
             )
-        scores = scores.float()
-        close = _near(scores, self.dtype).cpu()
         for b, draw in enumerate(self.draws):
             if draw.temperature > 0:
                 u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
