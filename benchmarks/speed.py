@@ -58,12 +58,12 @@ COMPARISONS = (
     Comparison("long-512", "long-512", _LONG, _PYTHIA),
     Comparison("long-2048", "long-2048", _LONG, _PYTHIA),
     Comparison("long-4096", "long-4096", _LONG, _PYTHIA),
-    Comparison("recognition", "half", ("ours recognition", "lm_eval_mc recognition"), _PYTHIA),
+    Comparison("recognition", "all", ("ours recognition", "lm_eval_mc recognition"), _PYTHIA),
     Comparison("generation", "quarter", ("ours generation", "plain generation"), _PYTHIA),
     Comparison(
         "peers", "quarter", ("ours binding", *_PEERS, "nnsight_trace binding", "nnsight_trace binding_batched"), _PYTHIA
     ),
-    Comparison("study", "eighth", ("ours binding", "study binding"), _PYTHIA),
+    Comparison("study", "quarter", ("ours binding", "study binding"), _PYTHIA),
     Comparison("binding", "eighth", _BINDING, _SMOLLM2),
     Comparison("read", "eighth", _READ, _SMOLLM2),
     Comparison("peers", "eighth", ("ours binding", "transformer_lens_4 binding", "nnsight_trace binding"), _SMOLLM2),
