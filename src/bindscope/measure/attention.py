@@ -293,7 +293,7 @@ class Attention:
             last = last + (self.key.shape[2] - T)
             return s.masked_fill_((torch.arange(S, device=s.device) > last[:, :, None])[:, None], -torch.inf)
         mask = self.mask[..., :S]
-        return _masked(s, mask if index is None else _at(mask.expand(B, -1, -1, -1), index))
+        return _masked(s, mask if index is None else _at(mask.expand(B, -1, T, -1), index))
 
     def _scaled(self, s: Tensor) -> Tensor:
         s = s.mul_(self.scaling)
