@@ -233,9 +233,9 @@ def _comparison(found: Mapping[str, Any]) -> str:
         told += f" [{low:.2f}, {high:.2f}]"
         target = _target("≤" if cost else "≥", limit.ratio, ratio <= limit.ratio if cost else ratio >= limit.ratio)
         if limit.memory is not None:
-            key, most = limit.memory
-            share = _middle(rounds[ours], key) / _middle(rounds[entry], key)
-            told += f"; {share:.2f} of its {'peak' if key == 'peak_mb' else 'extra'} memory"
+            which, most = limit.memory
+            share = _middle(rounds[ours], which) / _middle(rounds[entry], which)
+            told += f"; {share:.2f} of its {'peak' if which == 'peak_mb' else 'extra'} memory"
             target += f"; {_target('≤', most, share <= most)}"
         apart = found["apart"].get(entry)
         differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
@@ -243,7 +243,9 @@ def _comparison(found: Mapping[str, Any]) -> str:
             f" {WORDS[entry]} | {_middle(rounds[entry], 'seconds'):.2f} | {_memory(rounds[entry])} "
             f"| {told} | {target} | {differ} "
         )
-    about = f"{count[key]:,} {asked.get(key, 'prompts')}, float32, {len(rounds[ours])} rounds. {_when(found)}"
+    what = asked.get(key, "prompts")
+    texts = f"{count[key]:,} {what if count[key] != 1 else what.removesuffix('s')}"
+    about = f"{texts}, float32, {len(rounds[ours])} rounds. {_when(found)}"
     head = " | seconds | peak memory | extra | compared with bindscope | target | results differ by "
     return _section(f"{title}: {found['model']}", about, head, "---|---:|---:|---:|---:|---:|---:", rows)
 
