@@ -309,11 +309,15 @@ def test_a_long_interruption_is_an_error_and_the_next_run_goes_on(hub: Hub, zoo:
     hub.add(REPO, zoo.steps)
     hub.cut("model.safetensors", after=20_000, times=1000, reset=reset)
     _fails(_ref("step1"), REPO, hub.commit(REPO, "step1"), "run again")
-    assert set(hub.fetched()) == {"config.json", "model.safetensors", *TOKENIZER_FILES}
+    begun = set(
+        hub.fetched()
+    )  # files come side by side: one that had not begun when the weights failed is not asked for
+    assert "model.safetensors" in begun
     hub.heal()
     hub.requests.clear()
     assert _same(_load(_ref("step1")), zoo.weights["step1"])
-    assert hub.fetched() == ["model.safetensors"]
+    rest = {"config.json", "model.safetensors", *TOKENIZER_FILES} - begun
+    assert sorted(hub.fetched()) == sorted({"model.safetensors", *rest})
 
 
 def test_a_slow_hub_is_waited_for(hub: Hub, zoo: Zoo) -> None:
