@@ -152,14 +152,13 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attention = Attention(query, key, value, attention_mask, scale, softcap, s_aux)
     current = _CURRENT.get()
-    if softcap is not None or s_aux is not None:
+    watched = current is not None and current.look is not None and not dropout and _causal(module, attention, kwargs)
+    seen = current if watched else None
+    short = seen is not None and query.shape[2] <= seen.short and query.dtype == torch.float32
+    if short or softcap is not None or s_aux is not None:
         z = attention.output()  # SDPA knows neither soft-capping nor sinks
-    elif current is None or current.look is None or dropout or not _causal(module, attention, kwargs):
-        z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    elif query.shape[2] <= current.short and query.dtype == torch.float32:
-        z = attention.output()
-    elif attention.fusible:
-        z = attention.fused(current)
+    elif seen is not None and attention.fusible:
+        z = attention.fused(seen)
     else:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if current is not None:
