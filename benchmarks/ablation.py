@@ -28,18 +28,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import models
-from bindscope.measure import conditions
-from bindscope.measure.attention import during, hooked
-from bindscope.measure.edits import Head, mask, replacing
-from bindscope.measure.forward import Row, pack
-from bindscope.measure.ranking import sets
-from bindscope.measure.recognition import continuation
-from bindscope.measure.trunk import layers
-from bindscope.models.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.engine import conditions
+from bindscope.engine.attention import during, hooked
+from bindscope.engine.edits import Head, mask, replacing
+from bindscope.engine.forward import Row, pack
+from bindscope.engine.layers import layers
+from bindscope.measures.ranking import sets
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
+from bindscope.prompts.spans import continuation, encode
 from bindscope.records import Ablation, Prompt
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
-from bindscope.terms.spans import encode
 
 LAYERS, PARTS = 12, 8
 #: Where the four top heads sit: two in each of two layers.

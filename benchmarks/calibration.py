@@ -44,7 +44,7 @@ def ar(rng: np.random.Generator, shape: tuple[int, ...], phi: float = 0.6) -> Fl
     return rng.standard_normal(shape) @ np.linalg.cholesky(phi**gaps).T
 
 
-def study(rng: np.random.Generator, terms: int, coupling: float, rise: float = 1.0) -> tuple[Floats, Floats]:
+def experiment(rng: np.random.Generator, terms: int, coupling: float, rise: float = 1.0) -> tuple[Floats, Floats]:
     """EB and behavior [term, checkpoint]: term levels, a shared rise, term trends and AR(1) noise, some of it EB's."""
 
     def course() -> Floats:
@@ -104,7 +104,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 
 def expected(method: Method, coupling: float) -> float:
     """What the method estimates: its mean over eight studies of 2,500 terms."""
-    drawn = (study(np.random.default_rng(seed), 2500, coupling) for seed in range(8))
+    drawn = (experiment(np.random.default_rng(seed), 2500, coupling) for seed in range(8))
     return float(np.mean([measured(method, *both)[0] for both in drawn]))
 
 
@@ -124,7 +124,7 @@ def coupling_rows() -> Iterator[list[Any]]:
             if again:
                 found = [own(each) for each in fits[world]]
             else:
-                drawn = (study(rng, terms, coupling, rise) for _ in range(MIXED if mixed else STUDIES))
+                drawn = (experiment(rng, terms, coupling, rise) for _ in range(MIXED if mixed else STUDIES))
                 found = [each for each in (measured(method, *both) for both in drawn) if each is not None]
                 fits += [found] if mixed else []
             row.append(float(np.mean([each.p < 0.05 for each in found])))

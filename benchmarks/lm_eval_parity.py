@@ -32,13 +32,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bindscope import study as studies
-from bindscope.display import Progress
+from bindscope import experiment as experiments
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import one
 from bindscope.execute import local
 from bindscope.export import export
-from bindscope.models.load import load
-from bindscope.models.suites import one
 from bindscope.store import Store
+from bindscope.terminal.results import Progress
 
 ENVIRONMENT = Path(__file__).parents[1] / "build" / "lm-eval"
 PINS = ("lm-eval==0.4.13", "datasets==5.2.0")
@@ -55,7 +55,7 @@ class Case:
     revision: str | None
     terms: str
     form: str
-    study: str
+    experiment: str
 
 
 CASES = (
@@ -86,11 +86,11 @@ def weights(case: Case, folder: Path) -> Path:
     return folder
 
 
-def ours(study: Path, folder: Path) -> pd.DataFrame:
+def ours(experiment: Path, folder: Path) -> pd.DataFrame:
     """The table `recognition`."""
     store = Store(folder)
     with redirect_stdout(sys.stderr), Progress() as progress:
-        (unit,) = local.run(studies.load(str(study)), store, progress).units
+        (unit,) = local.run(experiments.load(str(experiment)), store, progress).units
     assert unit.status == "done", unit.reason
     return store.read("recognition").set_index("prompt")
 
@@ -144,20 +144,22 @@ def check(mine: pd.DataFrame, apart: NDArray[np.float64], metrics: dict[str, flo
 def line(python: Path, case: Case, folder: Path) -> str:
     """Measure a case with both programs: a row of the table."""
     model = weights(case, folder / case.suite)
-    study = folder / f"{case.suite}-{case.form}.yaml"
-    study.write_text(f"name: parity\nsuites: {model}\nterms: {case.terms}\ndtype: float32\n{case.study}\n")
-    bos = "bos" in case.study
-    mine = ours(study, study.with_suffix(".ours"))
-    export(str(study), "lm-eval", study.with_suffix(".tasks"))
+    experiment = folder / f"{case.suite}-{case.form}.yaml"
+    experiment.write_text(f"name: parity\nsuites: {model}\nterms: {case.terms}\ndtype: float32\n{case.experiment}\n")
+    bos = "bos" in case.experiment
+    mine = ours(experiment, experiment.with_suffix(".ours"))
+    export(str(experiment), "lm-eval", experiment.with_suffix(".tasks"))
     task = f"bindscope_parity_{case.form}"
-    other, metrics = theirs(python, model, bos, task, study.with_suffix(".tasks"), study.with_suffix(".theirs"))
+    other, metrics = theirs(
+        python, model, bos, task, experiment.with_suffix(".tasks"), experiment.with_suffix(".theirs")
+    )
     assert sorted(mine.index) == sorted(other.index)
     other = other.loc[mine.index]
     assert all(list(a) == list(b) for a, b in zip(mine.choices, other.choices, strict=True))
     a, b = np.stack(mine.logprob.to_list()), np.stack(other.logprob.to_list())
     apart = np.abs(a - b)
     worst = int(apart.max(1).argmax())
-    (text,) = (p.text for p in studies.load(str(study)).build_prompts() if p.id == mine.index[worst])
+    (text,) = (p.text for p in experiments.load(str(experiment)).build_prompts() if p.id == mine.index[worst])
     truth = exact(model, bos, text, mine.choices.iloc[worst])
     off = [f"{np.abs(sums[worst] - truth).max():.1e}" for sums in (a, b)]
     cells = [case.suite, case.form, "on" if bos else "default", f"{len(mine)}", f"{apart.max():.1e}", *off]

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bindscope.models.load import load
-from bindscope.models.suites import one
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import one
 from bindscope.monitor import Monitor
 
 EVERY = 500

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import models
-from bindscope.measure.attention import Attention, during, hooked
-from bindscope.measure.forward import Row, read
+from bindscope.engine.attention import Attention, during, hooked
+from bindscope.engine.forward import Row, read
 
 
 @torch.inference_mode()

@@ -117,9 +117,9 @@ _GROW = """
 import json, resource, sys, time
 from dataclasses import replace
 from bindscope import study as studies
-from bindscope.measure.checkpoint import READ, measure
-from bindscope.models.load import load
-from bindscope.models.suites import suite
+from bindscope.measures.checkpoint import READ, measure
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import suite
 from bindscope.records import Protocol
 times = int(sys.argv[1])
 loaded = load(suite("tiny").checkpoints[-1], dtype="float32", device="cpu")

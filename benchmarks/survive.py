@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.execute import local
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
@@ -65,10 +65,10 @@ def forked(work: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def measured(study: studies.Study, out: Path) -> int:
+def measured(experiment: experiments.Experiment, out: Path) -> int:
     store = Store(out)
     with store.lock():
-        return 1 if local.run(study, store, Silent()).errors else 0
+        return 1 if local.run(experiment, store, Silent()).errors else 0
 
 
 def shards(out: Path) -> dict[str, tuple[int, int]]:
@@ -117,10 +117,10 @@ def main(folder: Path, runs: int, seed: int) -> None:
     torch.set_num_threads(1)
     pick = random.Random(seed)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS))
-    (folder / "study.yaml").write_text("name: survive\nsuites: tiny\nprompts: prompts.jsonl\n")
-    study = studies.load(str(folder / "study.yaml"))
+    (folder / "experiment.yaml").write_text("name: survive\nsuites: tiny\nprompts: prompts.jsonl\n")
+    experiment = experiments.load(str(folder / "experiment.yaml"))
     start = time.monotonic()
-    _, status = os.waitpid(forked(lambda: measured(study, folder / "whole")), 0)
+    _, status = os.waitpid(forked(lambda: measured(experiment, folder / "whole")), 0)
     assert status == 0
     seconds = time.monotonic() - start
     whole = contents(folder / "whole")
@@ -130,7 +130,7 @@ def main(folder: Path, runs: int, seed: int) -> None:
         out, known = folder / f"run-{n}", dict[str, tuple[int, int]]()
 
         def resumed(out: Path = out) -> int:
-            return measured(study, out)
+            return measured(experiment, out)
 
         mine = 0
         while mine < _KILLS:

@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from model import pythia_160m, save, smollm2_135m
 
-from bindscope import study as studies
-from bindscope.measure.forward import Row
-from bindscope.measure.prepare import Item, neutral_rows, neutral_text, premise_rows, prepare
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import one
+from bindscope import experiment as experiments
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import one
+from bindscope.engine.forward import Row
+from bindscope.engine.prepare import Item, neutral_rows, neutral_text, premise_rows, prepare
+from bindscope.prompts.spans import encode
 from bindscope.records import Prompt, Protocol
-from bindscope.terms.spans import encode
 
 #: New tokens: the study's.
 NEW_TOKENS = 20
@@ -57,7 +57,7 @@ def write_work(kind: str, model: str, folder: Path, cache: Path) -> Path:
 
 
 def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
-    prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
+    prompts = experiments.changed(experiments.load("canonical-41"), "published").build_prompts()
     items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: _SHARES[kind]]
     rows = [_row(item) for item in items]
     neutral, _ = neutral_rows(loaded)

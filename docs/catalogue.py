@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bindscope.listing import short
-from bindscope.models.suites import Suite, catalogued
+from bindscope.checkpoints.suites import Suite, catalogued
+from bindscope.terminal.catalogue import short
 
 HEAD = """\
 # Catalogue of suites

@@ -1,7 +1,7 @@
 """Draws the pictures of docs/concepts.md from its worked example: `python docs/pictures.py`.
 
-Every number comes from `bindscope.measure.binding`. Pictures have a paper of their own, so they are read alike on light
-and on dark pages.
+Every number comes from `bindscope.measures.binding`. Pictures have a paper of their own, so they are read alike on
+light and on dark pages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bindscope.measure.binding import against, eb, head_values, window_starts
+from bindscope.measures.binding import against, eb, head_values, window_starts
 
 WORDS = ["⟨s⟩", "A", "touch", "target", "size", "of", "44", "pixels", "helps", "people", "who", "tremble"]
 START, K = 2, 3

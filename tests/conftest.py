@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import models
 from bindscope.cli import main
-from bindscope.measure.prepare import neutral_text
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
+from bindscope.engine.prepare import neutral_text
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
 
 SHARED = Path(os.environ.get("BINDSCOPE_SHARED", Path(__file__).parents[2] / "shared"))
 REAL_TOKENIZERS = ("gpt2", "neox", "olmo", "llama3", "qwen25")

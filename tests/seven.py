@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import models
-from bindscope.models.suites import suites
+from bindscope.checkpoints.suites import suites
 from bindscope.records import CheckpointRef
 from conftest import shared
 from loopback import Hub

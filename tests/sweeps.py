@@ -11,8 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import models
+from bindscope.checkpoints import suites
 from bindscope.cli import main
-from bindscope.models import suites
 from bindscope.store import TABLES, Store
 
 REPO = "lab/suite"
@@ -49,17 +49,17 @@ def catalogue(monkeypatch: pytest.MonkeyPatch, steps: Iterable[int], name: str =
     monkeypatch.setattr(suites, "_rows", lambda: rows)
 
 
-def study(folder: Path, suite: str | list[str], **changes: object) -> str:
+def experiment(folder: Path, suite: str | list[str], **changes: object) -> str:
     """A study file of two prompts."""
     folder.mkdir(exist_ok=True)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS))
     asked = {"name": "s", "suites": suite, "prompts": "prompts.jsonl", "bos": "on"} | changes
-    (folder / "study.yaml").write_text(json.dumps(asked))
-    return str(folder / "study.yaml")
+    (folder / "experiment.yaml").write_text(json.dumps(asked))
+    return str(folder / "experiment.yaml")
 
 
-def run(study: str, out: Path, *options: str) -> int:
-    return main(["run", study, "--out", str(out), *options])
+def run(experiment: str, out: Path, *options: str) -> int:
+    return main(["run", experiment, "--out", str(out), *options])
 
 
 def tables(out: Path) -> dict[str, pd.DataFrame]:

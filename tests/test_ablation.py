@@ -19,19 +19,19 @@ from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import models
+from bindscope.checkpoints.load import Loaded
+from bindscope.engine.attention import hooked
+from bindscope.engine.conditions import run
+from bindscope.engine.prepare import Item, prepare
 from bindscope.errors import MeasureError, RequestError
-from bindscope.measure import ablation as a
-from bindscope.measure.attention import hooked
-from bindscope.measure.checkpoint import measure
-from bindscope.measure.conditions import run
-from bindscope.measure.prepare import Item, prepare
-from bindscope.measure.ranking import HeadSet, scores, sets
-from bindscope.models.load import Loaded
+from bindscope.measures import ablation as a
+from bindscope.measures.checkpoint import measure
+from bindscope.measures.ranking import HeadSet, scores, sets
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
+from bindscope.prompts.spans import find
 from bindscope.records import Ablation, CheckpointRef, Prompt, Protocol, Rubric
 from bindscope.stats.ablation import effects
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
-from bindscope.terms.spans import find
 
 HEAD = (1, 3)
 TERMS, TOLD = 12, 6  # terms in all, and those whose answer only the planted head knows

@@ -12,10 +12,10 @@ from scipy.stats import binomtest, kstest
 
 import models
 from bindscope.cli import main
-from bindscope.measure.attention import hooked
-from bindscope.measure.conditions import Material, run
-from bindscope.measure.forward import Row
-from bindscope.measure.ranking import sets
+from bindscope.engine.attention import hooked
+from bindscope.engine.conditions import Material, run
+from bindscope.engine.forward import Row
+from bindscope.measures.ranking import sets
 from bindscope.records import Ablation
 from bindscope.stats.ablation import RULES, effects
 from bindscope.store import Store
@@ -199,6 +199,6 @@ def test_named_heads_from_a_file_and_from_what_a_run_leaves(tmp_path: Path, suit
     assert [list(heads) for heads in top["heads"]] == [["1.2", "2.0"]] * 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "heads by name" in page
-    assert main(["run", str(tmp_path / "out" / "study.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert main(["run", str(tmp_path / "out" / "experiment.yaml"), "--out", str(tmp_path / "again")]) == 0
     again = Store(tmp_path / "again").read("ablation_sets")
     pd.testing.assert_frame_equal(again, sets)

@@ -269,9 +269,9 @@ def test_specificity_of_the_published_ablation() -> None:
 def test_shards_of_another_protocol_are_named(
     tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = {"name": "s", "suites": [str(suite_folder)], "terms": ["pilot-3"], "bos": "on"}
+    experiment = {"name": "s", "suites": [str(suite_folder)], "terms": ["pilot-3"], "bos": "on"}
     for bos in ("off", "on"):
-        (tmp_path / "s.yaml").write_text(json.dumps(study | {"bos": bos}))
+        (tmp_path / "s.yaml").write_text(json.dumps(experiment | {"bos": bos}))
         assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert main(["analyse", str(tmp_path / "out")]) == 0
@@ -326,8 +326,8 @@ def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unfinished_units_are_named(tmp_path: Path, suite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = {"name": "s", "suites": [str(suite_folder), "no/such"], "terms": ["pilot-3"], "bos": "on"}
-    (tmp_path / "s.yaml").write_text(json.dumps(study))
+    experiment = {"name": "s", "suites": [str(suite_folder), "no/such"], "terms": ["pilot-3"], "bos": "on"}
+    (tmp_path / "s.yaml").write_text(json.dumps(experiment))
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 1
     capsys.readouterr()
     assert main(["analyse", str(tmp_path / "out")]) == 0

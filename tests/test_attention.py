@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 import models
+from bindscope.engine.attention import Attention, during, hooked
+from bindscope.engine.selfcheck import self_check
 from bindscope.errors import UnsupportedArchitecture
-from bindscope.measure.attention import Attention, during, hooked
-from bindscope.measure.selfcheck import self_check
 
 TOLERANCE = 1e-5
 T = 20

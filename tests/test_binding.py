@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bindscope.measure import binding as b
+from bindscope.measures import binding as b
 from conftest import shared
 
 

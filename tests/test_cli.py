@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import bindscope
 import models
 from bindscope.cli import main
-from bindscope.terms.prompts import frames
-from bindscope.terms.spans import encode, locate
+from bindscope.prompts.build import frames
+from bindscope.prompts.spans import encode, locate
 from conftest import shared
 
 
@@ -55,7 +55,7 @@ def test_wrong_requests(capsys: pytest.CaptureFixture[str], tmp_path: Path, mode
 
 
 @pytest.mark.parametrize(
-    ("study", "message"),
+    ("experiment", "message"),
     [
         ("suites: [tiny]\nterms: [set-A]", "name"),
         ("name: x\nsuites: [tiny]\nterms: [set-Z]", "unknown term set 'set-Z'"),
@@ -69,9 +69,9 @@ def test_wrong_requests(capsys: pytest.CaptureFixture[str], tmp_path: Path, mode
         ("- a", "x.yaml"),
     ],
 )
-def test_wrong_studies(capsys: pytest.CaptureFixture[str], tmp_path: Path, study: str, message: str) -> None:
+def test_wrong_studies(capsys: pytest.CaptureFixture[str], tmp_path: Path, experiment: str, message: str) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(study)
+    path.write_text(experiment)
     assert message in _fails(capsys, "run", str(path), "--out", str(tmp_path / "out"))
 
 

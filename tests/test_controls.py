@@ -14,17 +14,17 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bindscope.cli import main
+from bindscope.experiment import load
+from bindscope.prompts.audit import by_k, unmatched
+from bindscope.prompts.build import carriers, frames
+from bindscope.prompts.library import control_groups, library
+from bindscope.prompts.spans import encode, find, locate
 from bindscope.records import Term
 from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
 from bindscope.stats.contrasts import discriminant, exemplars
 from bindscope.stats.groups import by_group, carried
 from bindscope.stats.observations import observations, studied
 from bindscope.store import Store
-from bindscope.study import load
-from bindscope.terms.audit import by_k, unmatched
-from bindscope.terms.library import control_groups, library
-from bindscope.terms.prompts import carriers, frames
-from bindscope.terms.spans import encode, find, locate
 
 REAL = library().select("accessibility")
 GROUPS = [
@@ -245,12 +245,12 @@ def test_a_domain_of_ones_own_in_ten_lines(
 ) -> None:
     """The example of docs/terms.md runs as it is printed there."""
     page = (Path(__file__).parents[1] / "docs" / "terms.md").read_text(encoding="utf-8")
-    terms, study = re.findall(r"```yaml\n(.*?)```", page, re.S)[:2]
+    terms, experiment = re.findall(r"```yaml\n(.*?)```", page, re.S)[:2]
     assert len(terms.splitlines()) <= 14
     (tmp_path / "my_terms.yaml").write_text(terms)
-    (tmp_path / "study.yaml").write_text(study.replace("suites: tiny", f"suites: {suite_folder}"))
-    assert len(load(str(tmp_path / "study.yaml")).selected()) >= 2
-    assert main(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "experiment.yaml").write_text(experiment.replace("suites: tiny", f"suites: {suite_folder}"))
+    assert len(load(str(tmp_path / "experiment.yaml")).selected()) >= 2
+    assert main(["run", str(tmp_path / "experiment.yaml"), "--out", str(tmp_path / "out")]) == 0
     assert "generation" in capsys.readouterr().out
 
 
@@ -259,11 +259,11 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import models
-from bindscope.measure.checkpoint import measure
-from bindscope.models.load import Loaded
-from bindscope.models.tokenizer import tokenizer
+from bindscope.measures.checkpoint import measure
+from bindscope.checkpoints.load import Loaded
+from bindscope.checkpoints.tokenizer import tokenizer
 from bindscope.records import CheckpointRef, Prompt, Protocol
-from bindscope.terms.spans import encode
+from bindscope.prompts.spans import encode
 
 words = tokenizer({words!r})
 kind, config = models.ARCHITECTURES["gpt_neox"]

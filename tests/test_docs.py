@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.cli import main
 from bindscope.store import TABLES, Store
 
@@ -74,6 +74,6 @@ def test_studies_and_files_that_the_pages_name_exist() -> None:
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"bindscope run ([a-z0-9-]+) ", text):
-            assert name in studies.names(), (page.name, name)
+            assert name in experiments.names(), (page.name, name)
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
             assert (page.parent / link).exists(), (page.name, link)

@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 import models
+from bindscope.engine import conditions
+from bindscope.engine.attention import during, hooked
+from bindscope.engine.conditions import Material, decoding, neutral_means, outputs_of, run
+from bindscope.engine.edits import Spans, bins, cutting, mask, value_biases
+from bindscope.engine.forward import Row
+from bindscope.engine.generate import Draw, write
+from bindscope.engine.layers import layers
 from bindscope.errors import RequestError
-from bindscope.measure import conditions
-from bindscope.measure.attention import during, hooked
-from bindscope.measure.conditions import Material, decoding, neutral_means, outputs_of, run
-from bindscope.measure.edits import Spans, bins, cutting, mask, value_biases
-from bindscope.measure.forward import Row
-from bindscope.measure.generation import Draw, write
-from bindscope.measure.trunk import layers
 from bindscope.records import Mode
 
 TOLERANCE = 1e-5

@@ -17,16 +17,15 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.cli import main
 from bindscope.export import export
 from bindscope.export.columns import COLUMNS
 from bindscope.export.results import PROVENANCE
-from bindscope.measure.recognition import continuation
+from bindscope.prompts.jsonl import read_jsonl, write_jsonl
+from bindscope.prompts.spans import continuation, encode
 from bindscope.records import Prompt
 from bindscope.store import TABLES, Store
-from bindscope.terms.jsonl import read_jsonl, write_jsonl
-from bindscope.terms.spans import encode
 from stores import Invention
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +97,7 @@ def test_questions_are_those_of_the_study(tmp_path: Path) -> None:
         ("smollm2-cloze", "cloze"),
     ):
         export(name, "lm-eval", tmp_path / name)
-        asked = [p for p in studies.load(name).build_prompts() if p.task == "recognition"]
+        asked = [p for p in experiments.load(name).build_prompts() if p.task == "recognition"]
         docs = _docs(_tasks(tmp_path / name)[f"bindscope_{name}_{form}"])
         assert [(d["text"], tuple(d["choices"]), d["gold"]) for d in docs] == [
             (p.text, p.choices, p.answer) for p in asked
@@ -183,7 +182,7 @@ def test_a_dataset_gives_the_prompts_back(tmp_path: Path, odd: str, name: str) -
     card, *files = export(source, "dataset", tmp_path / "out")
     rows = [row for path in files for row in pq.read_table(path).to_pylist()]
     assert sorted(_back(rows, tmp_path), key=lambda p: p.id) == sorted(
-        studies.load(source).build_prompts(), key=lambda p: p.id
+        experiments.load(source).build_prompts(), key=lambda p: p.id
     )
     assert card.name == "README.md"
 
@@ -260,7 +259,7 @@ def test_a_row_for_each_shard_says_how_it_came_to_be(results: tuple[Store, dict[
 def test_results_of_another_run_are_left_out(tmp_path: Path) -> None:
     store = Invention(tmp_path / "run").store
     run = store.read_run()
-    store.write_run(type(run)(run.study, run.units[:1]))
+    store.write_run(type(run)(run.experiment, run.units[:1]))
     export(str(store.root), "parquet", tmp_path / "tables")
     assert pd.read_parquet(tmp_path / "tables" / "binding.parquet")["step"].unique().tolist() == [0]
 

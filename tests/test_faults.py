@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import models
 import sweeps
-from bindscope.models import disk
+from bindscope.checkpoints import disk
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
@@ -35,7 +35,7 @@ class Stage:
     steps: dict[str, Path]
     folder: Path
     out: Path
-    study: str
+    experiment: str
     patch: pytest.MonkeyPatch
     options: list[str] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Stage:
 
     def local(self) -> None:
         """Run on the folder, into the finished run."""
-        self.study = sweeps.study(self.folder.parent / "local", str(self.folder))
+        self.experiment = sweeps.experiment(self.folder.parent / "local", str(self.folder))
 
 
 def twin(s: Stage) -> None:
@@ -74,7 +74,7 @@ def equal_tensors(s: Stage) -> None:
 
 
 def moved_branch(s: Stage) -> None:
-    assert sweeps.run(s.study, s.out) == 0
+    assert sweeps.run(s.experiment, s.out) == 0
     s.served(s.changed(lambda t: t["gpt_neox.final_layer_norm.bias"].add_(1)))
 
 
@@ -248,7 +248,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFa
     root = tmp_path_factory.mktemp("sound")
     for n in STEPS:
         models.save(root / "suite" / f"checkpoint-{n}", words, seed=n, num_hidden_layers=2)
-    assert sweeps.run(sweeps.study(root / "study", str(root / "suite")), root / "out") == 0
+    assert sweeps.run(sweeps.experiment(root / "study", str(root / "suite")), root / "out") == 0
     return root
 
 
@@ -259,8 +259,8 @@ def stage(tmp_path: Path, hub: Hub, sound: Path, monkeypatch: pytest.MonkeyPatch
     steps = {f"step{n}": tmp_path / "suite" / f"checkpoint-{n}" for n in STEPS}
     hub.add(sweeps.REPO, steps)
     sweeps.catalogue(monkeypatch, STEPS)
-    study = sweeps.study(tmp_path / "study", "lab")
-    yield Stage(hub, steps, tmp_path / "suite", tmp_path / "out", study, monkeypatch)
+    experiment = sweeps.experiment(tmp_path / "study", "lab")
+    yield Stage(hub, steps, tmp_path / "suite", tmp_path / "out", experiment, monkeypatch)
     for folder in (tmp_path / "out", Path(constants.HF_HUB_CACHE)):
         if folder.is_mount():
             subprocess.run(["umount", str(folder)], check=True)
@@ -275,7 +275,7 @@ def test_a_planted_fault_is_named(
     plant(stage)
     before = sweeps.shards(stage.out) if stage.out.exists() else {}
     capsys.readouterr()
-    assert sweeps.run(stage.study, stage.out, *stage.options) == code
+    assert sweeps.run(stage.experiment, stage.out, *stage.options) == code
     err = capsys.readouterr().err
     for word in said:
         assert word in err

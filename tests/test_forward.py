@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import models
+from bindscope.engine.attention import hooked
+from bindscope.engine.forward import Row, _batches, read, stream
 from bindscope.errors import MeasureError
-from bindscope.measure.attention import hooked
-from bindscope.measure.forward import Row, _batches, read, stream
 
 TOLERANCE = 1e-5
 

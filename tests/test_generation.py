@@ -16,15 +16,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 import models
 from bindscope.cli import main
+from bindscope.engine.generate import SEEDS, TEMPERATURES, Draw, _batches, _padding_holds, _plain, write
 from bindscope.errors import MeasureError, RequestError
-from bindscope.measure.generation import SEEDS, TEMPERATURES, Draw, _batches, _padding_holds, _plain, write
+from bindscope.experiment import Experiment
+from bindscope.prompts.build import SHOTS, few_shot
+from bindscope.prompts.library import library
+from bindscope.prompts.rubric import matches, rubric_score
+from bindscope.prompts.spans import find
 from bindscope.records import Opening, Rubric, Term
 from bindscope.store import Store
-from bindscope.study import Study
-from bindscope.terms.library import library
-from bindscope.terms.prompts import SHOTS, few_shot
-from bindscope.terms.rubric import matches, rubric_score
-from bindscope.terms.spans import find
 
 PROMPTS = [(3, 4, 5), (9, 8, 7), (11, 2, 30), (6, 5), (40, 41, 42, 43, 44, 45, 46), (3, 4)]
 LIMITS = [6, 6, 9, 6, 4, 9]
@@ -242,20 +242,20 @@ def test_few_shot_says_what_it_lacks() -> None:
 def test_generation_without_a_rubric_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nterms:\n  - {name: a b, generation: [{kind: k, prompt: An a b is}]}")
-    study = Study(name="s", suites=("tiny",), terms=(str(path),))
-    assert len(study.build_prompts()) == 1
+    experiment = Experiment(name="s", suites=("tiny",), terms=(str(path),))
+    assert len(experiment.build_prompts()) == 1
     with pytest.raises(RequestError, match="'a b' has no rubric"):
-        study.model_copy(update={"measures": ("binding", "recognition", "generation")}).build_prompts()
+        experiment.model_copy(update={"measures": ("binding", "recognition", "generation")}).build_prompts()
     path.write_text("name: mine\nterms: [a b]")
     with pytest.raises(RequestError, match="no term has a generation prompt"):
-        study.model_copy(update={"measures": ("binding", "recognition", "generation")}).build_prompts()
+        experiment.model_copy(update={"measures": ("binding", "recognition", "generation")}).build_prompts()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    study = f"name: s\nsuites: {suite_folder}\nterms: [skip link, alt text]\nmeasures: [few_shot, variability]\n"
-    (folder / "s.yaml").write_text(study)
+    experiment = f"name: s\nsuites: {suite_folder}\nterms: [skip link, alt text]\nmeasures: [few_shot, variability]\n"
+    (folder / "s.yaml").write_text(experiment)
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "out")]) == 0
     return folder / "out"
 

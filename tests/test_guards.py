@@ -17,26 +17,26 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import from_folder, suite
+from bindscope.checkpoints.tokenizer import load_tokenizer
 from bindscope.cli import main
+from bindscope.engine.selfcheck import self_check
 from bindscope.errors import ModelError, PromptError, UnknownName, UnsupportedArchitecture
-from bindscope.measure.checkpoint import measure
-from bindscope.measure.selfcheck import self_check
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import from_folder, suite
-from bindscope.models.tokenizer import load_tokenizer
+from bindscope.measures.checkpoint import measure
+from bindscope.prompts.audit import audit
+from bindscope.prompts.build import build, frames
+from bindscope.prompts.jsonl import read_jsonl
+from bindscope.prompts.spans import encode
 from bindscope.quick import look, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
 from bindscope.report.files import write
 from bindscope.store import Store
-from bindscope.terms.audit import audit
-from bindscope.terms.jsonl import read_jsonl
-from bindscope.terms.prompts import build, frames
-from bindscope.terms.spans import encode
 
 
 def _study(tmp_path: Path, *suites: Path, **changes: object) -> list[str]:
-    study = {"name": "s", "suites": [str(s) for s in suites], "terms": ["alt text"], "bos": "on"} | changes
-    (tmp_path / "s.yaml").write_text(json.dumps(study))
+    experiment = {"name": "s", "suites": [str(s) for s in suites], "terms": ["alt text"], "bos": "on"} | changes
+    (tmp_path / "s.yaml").write_text(json.dumps(experiment))
     return ["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]
 
 
@@ -160,8 +160,12 @@ def test_no_null_window_holds_a_special_token_or_is_counted_twice(
 
 def test_report_lists_every_way_in_which_numbers_were_made(tmp_path: Path, suite_folder: Path) -> None:
     own = Path(shutil.copytree(suite_folder, tmp_path / "own"))
-    study = {"name": "s", "suites": ["tiny", str(own)], "terms": ["alt text"]}  # BOS on, and the tokenizer's default
-    (tmp_path / "s.yaml").write_text(json.dumps(study))
+    experiment = {
+        "name": "s",
+        "suites": ["tiny", str(own)],
+        "terms": ["alt text"],
+    }  # BOS on, and the tokenizer's default
+    (tmp_path / "s.yaml").write_text(json.dumps(experiment))
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "BOS token: differs" in page
@@ -231,7 +235,7 @@ def test_null_over_fewer_prompts_than_eb_star_is_said(
 
 
 def test_fingerprint_covers_every_file_that_steers_tokens(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
-    from bindscope.models.files import identify
+    from bindscope.checkpoints.files import identify
 
     folder = models.save(tmp_path / "m", words)
     prints = []

@@ -19,10 +19,10 @@ from huggingface_hub import constants
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from bindscope.checkpoints.files import Sources, fetch, identify
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import one
 from bindscope.errors import ModelError
-from bindscope.models.files import Sources, fetch, identify
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import one
 from bindscope.records import CheckpointRef
 from loopback import TOKEN, Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
@@ -356,7 +356,7 @@ def test_damaged_weights_are_one_line(hub: Hub, zoo: Zoo) -> None:
 def test_a_new_process_needs_the_environment_alone(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
     hub.add(REPO, zoo.steps)
     code = (
-        "from bindscope.models.files import fetch, identify\nfrom bindscope.records import CheckpointRef\n"
+        "from bindscope.checkpoints.files import fetch, identify\nfrom bindscope.records import CheckpointRef\n"
         f"found = identify(CheckpointRef('tiny', {REPO!r}, 'step1'))\nfetch(found.weights)\n"
         "import json; print(json.dumps([found.identity.commit, found.identity.fingerprint]))"
     )

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
 import sweeps
+from bindscope.checkpoints import fingerprint
+from bindscope.checkpoints.files import fetch, identify
+from bindscope.checkpoints.fingerprint import Fingerprint, flags
 from bindscope.cli import main
-from bindscope.models import fingerprint
-from bindscope.models.files import fetch, identify
-from bindscope.models.fingerprint import Fingerprint, flags
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -136,8 +136,8 @@ def test_twin_revisions_are_refused_before_a_download(
 ) -> None:  # fmt: skip
     sweeps.catalogue(monkeypatch, STEPS)
     hub.add(sweeps.REPO, steps | {"step0": steps[twin]})
-    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", "lab")
-    assert sweeps.run(study, out) == 2
+    out, experiment = tmp_path / "out", sweeps.experiment(tmp_path / "study", "lab")
+    assert sweeps.run(experiment, out) == 2
     said = capsys.readouterr().err
     assert "step0" in said
     assert twin in said
@@ -145,7 +145,7 @@ def test_twin_revisions_are_refused_before_a_download(
     assert ("final checkpoint" in said) == (twin == "step20")
     assert not hub.fetched()
     assert not list(out.rglob("*.parquet"))
-    assert sweeps.run(study, out, "--accept-flags") == 0
+    assert sweeps.run(experiment, out, "--accept-flags") == 0
     units = {unit.checkpoint.revision: unit for unit in Store(out).read_run().units}
     assert all(twin in flag for flag in units["step0"].flags)
     assert units["step0"].flags == units[twin].flags
@@ -169,13 +169,13 @@ def test_equal_tensors_in_other_files_are_found_when_both_are_here(
     twin = _copy(steps["step0"], tmp_path / "twin")
     save_file(load_file(twin / "model.safetensors"), twin / "model.safetensors", {"format": "pt", "saved": "again"})
     hub.add(sweeps.REPO, steps | {"step10": twin})
-    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", "lab")
-    assert sweeps.run(study, out) == 1
+    out, experiment = tmp_path / "out", sweeps.experiment(tmp_path / "study", "lab")
+    assert sweeps.run(experiment, out) == 1
     assert "step10 holds the same weights as step0" in capsys.readouterr().out
     assert sorted({p.parent.name for p in out.rglob("*.parquet")}) == ["step0", "step20"]
-    assert sweeps.run(study, out) == 2
+    assert sweeps.run(experiment, out) == 2
     assert "all tensors are equal" in capsys.readouterr().err
-    assert sweeps.run(study, out, "--accept-flags") == 0
+    assert sweeps.run(experiment, out, "--accept-flags") == 0
     flagged = [unit.checkpoint.revision for unit in Store(out).read_run().units if unit.flags]
     assert flagged == ["step0", "step10"]
 
@@ -186,24 +186,24 @@ def test_a_revision_that_became_another_commit_is_named(
 ) -> None:  # fmt: skip
     sweeps.catalogue(monkeypatch, STEPS[:2])
     hub.add(sweeps.REPO, {name: steps[name] for name in ("step0", "step10")})
-    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", "lab")
-    assert sweeps.run(study, out) == 0
+    out, experiment = tmp_path / "out", sweeps.experiment(tmp_path / "study", "lab")
+    assert sweeps.run(experiment, out) == 0
     before = hub.commit(sweeps.REPO, "step10")
     after = hub.move(sweeps.REPO, "step10", steps["step20"])
     kept = sweeps.shards(out)
     capsys.readouterr()
-    assert sweeps.run(study, out) == 2
+    assert sweeps.run(experiment, out) == 2
     said = capsys.readouterr().err
     for word in ("step10", before[:12], after[:12], "other files"):
         assert word in said
     assert sweeps.shards(out) == kept
-    assert sweeps.run(study, out, "--accept-flags") == 0
+    assert sweeps.run(experiment, out, "--accept-flags") == 0
     unit = Store(out).read_run().units[1]
     assert before[:12] in unit.flags[0]
     assert Store(out).provenance(unit.checkpoint, "binding", unit.keys["binding"])["identity"]["commit"] == after
     hub.move(sweeps.REPO, "step0", steps["step0"], salt="a new commit of the same files")
     capsys.readouterr()
-    assert sweeps.run(study, tmp_path / "out") == 2
+    assert sweeps.run(experiment, tmp_path / "out") == 2
     assert "the same files" in capsys.readouterr().err
 
 
@@ -221,13 +221,13 @@ def test_safetensors_that_differ_from_the_pickle_beside_them(
     suite = tmp_path / "suite"
     _with_pickle(steps["step0"], suite / "checkpoint-0", 0.0)
     _with_pickle(steps["step10"], suite / "checkpoint-10", 1.0)
-    study = sweeps.study(tmp_path / "study", str(suite))
-    assert sweeps.run(study, tmp_path / "out") == 2
+    experiment = sweeps.experiment(tmp_path / "study", str(suite))
+    assert sweeps.run(experiment, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "checkpoint-10: model.safetensors and pytorch_model.bin hold different weights (1 tensors" in said
     assert "final_layer_norm.bias" in said
     assert "checkpoint-0:" not in said
-    assert sweeps.run(study, tmp_path / "out", "--accept-flags") == 0
+    assert sweeps.run(experiment, tmp_path / "out", "--accept-flags") == 0
     assert main(["suites", str(suite), "--verify"]) == 1
     assert "checkpoint-10: model.safetensors and pytorch_model.bin" in capsys.readouterr().out
 

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import bindscope as bs
 import models
-from bindscope import library
+from bindscope import api
+from bindscope.checkpoints.load import Loaded
 from bindscope.cli import main
 from bindscope.errors import (
     BindscopeError,
@@ -37,11 +38,10 @@ from bindscope.errors import (
     UnknownName,
     UnsupportedArchitecture,
 )
-from bindscope.measure.checkpoint import measure as tables_of
-from bindscope.models.load import Loaded
+from bindscope.measures.checkpoint import measure as tables_of
+from bindscope.prompts.build import carriers
 from bindscope.records import Protocol, Term
 from bindscope.stats.heads import by_head
-from bindscope.terms.prompts import carriers
 
 TERMS = ["screen reader", "alt text"]
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
@@ -56,7 +56,7 @@ def tiny() -> Loaded:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run that the examples read."""
     out = tmp_path_factory.mktemp("library") / "mine"
-    bs.run(bs.Study(name="mine", suites="tiny@0,6000", terms="pilot-3"), out)
+    bs.run(bs.Experiment(name="mine", suites="tiny@0,6000", terms="pilot-3"), out)
     return out
 
 
@@ -72,18 +72,20 @@ def _python(code: str) -> str:
 def test_importing_loads_nothing_heavy(folder: Path) -> None:
     heavy = ("torch", "transformers", "pandas", "numpy", "pydantic", "altair")
     assert _python(f"import sys, bindscope; print([m for m in {heavy} if m in sys.modules])") == "[]\n"
-    reading = f"found = bs.read({str(folder)!r}); bs.analyse(found); bs.figures(found); bs.Study; bs.measure; bs.run"
+    reading = (
+        f"found = bs.read({str(folder)!r}); bs.analyse(found); bs.figures(found); bs.Experiment; bs.measure; bs.run"
+    )
     assert _python(f"import sys, bindscope as bs; {reading}; print('torch' in sys.modules)") == "False\n"
 
 
 @pytest.mark.parametrize(
-    "first", ["pass", "import bindscope.measure.checkpoint, bindscope.terms.library, bindscope.cli"]
+    "first", ["pass", "import bindscope.measures.checkpoint, bindscope.prompts.library, bindscope.cli"]
 )
 def test_functions_are_not_shadowed_by_packages_of_the_same_name(first: str) -> None:
     asked = "print(callable(bs.measure), callable(bs.terms))"
-    later = "import bindscope.measure.checkpoint, bindscope.terms.audit; from bindscope.measure import edits"
+    later = "import bindscope.measures.checkpoint, bindscope.prompts.audit; from bindscope.engine import edits"
     code = f"{first}; import bindscope as bs; {asked}; {later}; {asked}; print(edits.__name__)"
-    assert _python(code).split() == ["True"] * 4 + ["bindscope.measure.edits"]
+    assert _python(code).split() == ["True"] * 4 + ["bindscope.engine.edits"]
 
 
 def test_every_name_is_there_for_people_and_type_checkers() -> None:
@@ -106,7 +108,7 @@ def test_every_name_is_documented() -> None:
 
 def test_examples(folder: Path) -> None:
     with pd.option_context("display.width", 120):
-        found = doctest.testmod(library, extraglobs={"bs": bs, "folder": folder}, raise_on_error=False)
+        found = doctest.testmod(api, extraglobs={"bs": bs, "folder": folder}, raise_on_error=False)
     assert (found.failed, found.attempted > 8) == (0, True)
 
 
@@ -393,7 +395,7 @@ def test_weights_of_torchao_are_left_alone(words: PreTrainedTokenizerFast) -> No
 def test_a_run_goes_on_and_is_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     with caplog.at_level(logging.INFO, "bindscope"):
-        store = bs.run(bs.Study(name="mine", suites="tiny@0,6000", terms="pilot-3"), str(folder))
+        store = bs.run(bs.Experiment(name="mine", suites="tiny@0,6000", terms="pilot-3"), str(folder))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == shards
     assert "tiny, step 6,000: done" in caplog.messages
     pd.testing.assert_frame_equal(store.read("binding"), bs.read(folder).read("binding"))
@@ -405,21 +407,21 @@ def test_a_run_goes_on_and_is_read(folder: Path, caplog: pytest.LogCaptureFixtur
 def test_a_checkpoint_that_fails_is_said(suite_folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(suite_folder, tmp_path / "suite")
     (broken / "checkpoint-10" / "model.safetensors").write_bytes(b"nothing")
-    study = bs.Study(name="s", suites=str(broken), terms="alt text")
+    experiment = bs.Experiment(name="s", suites=str(broken), terms="alt text")
     with pytest.warns(UserWarning, match="1 of 2 checkpoints failed, first suite, step 10: ") as said:
-        store = bs.run(study, tmp_path / "out")
+        store = bs.run(experiment, tmp_path / "out")
     assert Path(said[0].filename) == Path(__file__)
     assert set(store.read("binding")["step"]) == {0}
     (broken / "checkpoint-0" / "model.safetensors").write_bytes(b"nothing either")
     with pytest.raises(RequestError, match="checkpoint-0"):
-        bs.run(study, tmp_path / "other")
+        bs.run(experiment, tmp_path / "other")
 
 
 def test_a_wrong_study_leaves_no_folder(tmp_path: Path) -> None:
     wrong = [{"suites": "tinny", "terms": "alt text"}, {"suites": "tiny", "terms": "pilot-4"}]
-    for study in ("tinny", *(bs.Study(name="s", **asked) for asked in wrong)):
+    for experiment in ("tinny", *(bs.Experiment(name="s", **asked) for asked in wrong)):
         with pytest.raises(UnknownName, match=r"'tinny'|'pilot-4'"):
-            bs.run(study, tmp_path / "out")
+            bs.run(experiment, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(StoreError, match="not a results folder"):
         bs.read(tmp_path)

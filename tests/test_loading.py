@@ -17,15 +17,15 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 import models
+from bindscope.checkpoints import load as loading
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import from_folder
 from bindscope.cli import main
 from bindscope.errors import ModelError
-from bindscope.measure.checkpoint import EDITED, READ, measure
-from bindscope.models import load as loading
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import from_folder
+from bindscope.measures.checkpoint import EDITED, READ, measure
+from bindscope.prompts.build import build, few_shot
+from bindscope.prompts.library import library
 from bindscope.records import Ablation, Measurement, Prompt, Protocol
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build, few_shot
 
 TABLES = (*READ, "generation", *EDITED)
 PROTOCOL = Protocol(bos="on", ablation=Ablation(modes=("zero", "mean", "resample", "knockout"), k=2, random=1))
@@ -143,7 +143,7 @@ def _with_code(folder: Path, words: PreTrainedTokenizerFast, marker: Path) -> Pa
 
 
 def _study(tmp_path: Path, folder: Path, **changes: object) -> str:
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     path.write_text(json.dumps({"name": "s", "suites": [str(folder)], "terms": ["skip link"], "bos": "on"} | changes))
     return str(path)
 

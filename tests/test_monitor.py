@@ -18,21 +18,21 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import models
+from bindscope.checkpoints.borrow import borrowed, inner
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
+from bindscope.engine.attention import hooked
+from bindscope.engine.forward import Row, read
+from bindscope.engine.projections import grams
 from bindscope.errors import ModelError, RequestError
-from bindscope.measure.attention import hooked
-from bindscope.measure.checkpoint import READ, measure
-from bindscope.measure.forward import Row, read
-from bindscope.measure.valued import grams
-from bindscope.models.borrow import borrowed, inner
-from bindscope.models.load import load
-from bindscope.models.suites import suite
+from bindscope.measures.checkpoint import READ, measure
 from bindscope.monitor import Monitor, checksum, watch
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
 from bindscope.records import Protocol
 from bindscope.stats.early import early_warnings
 from bindscope.store import Store
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
 
 #: Said by other packages, of their own code.
 other_warnings = pytest.mark.filterwarnings(
@@ -300,7 +300,7 @@ import sys, torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
 import models
 from bindscope.monitor import Monitor, checksum
-from bindscope.models.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 words = tokenizer({words!r})

@@ -23,14 +23,14 @@ from transformers import PreTrainedTokenizerFast
 from work import batches
 
 import models
-from bindscope.measure.checkpoint import measure
-from bindscope.measure.forward import BATCH_TOKENS, Row, _batches
-from bindscope.measure.prepare import prepare
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import one, suite
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import one, suite
+from bindscope.engine.forward import BATCH_TOKENS, Row, _batches
+from bindscope.engine.prepare import prepare
+from bindscope.measures.checkpoint import measure
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
 from bindscope.records import Prompt, Protocol
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
 
 PEERS = Path(environments.__file__).parent
 

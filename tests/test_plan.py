@@ -12,20 +12,20 @@ from huggingface_hub import constants
 from transformers import PreTrainedTokenizerFast
 
 import models
-from bindscope import study as studies
+from bindscope import experiment as experiments
+from bindscope.checkpoints.files import fetch, identify
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.memory import Batch, memory
+from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
+from bindscope.engine.generate import MAX_TOKENS
+from bindscope.engine.prepare import prepare, tokenized
+from bindscope.engine.selfcheck import self_check
 from bindscope.execute.plan import plan
 from bindscope.execute.work import work
-from bindscope.measure.checkpoint import measure, tables
-from bindscope.measure.generation import MAX_TOKENS
-from bindscope.measure.prepare import prepare, tokenized
-from bindscope.measure.selfcheck import self_check
-from bindscope.models.files import fetch, identify
-from bindscope.models.load import load
-from bindscope.models.memory import Batch, memory
-from bindscope.models.suites import suite
+from bindscope.experiment import Experiment
+from bindscope.measures.checkpoint import measure, tables
 from bindscope.records import CheckpointRef
-from bindscope.study import Study
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
 ROWS = "a: {repo: lab/a, branch: 'at-{step}', revisions: [1, 2, 3], parameters: 1000, dtype: float16}\n"
@@ -38,11 +38,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast
     return {f"at-{n}": models.save(root / f"at-{n}", words, seed=min(n, 2)) for n in (1, 2, 3)}
 
 
-def _study(folder: Path, rows: str = ROWS, **fields: Any) -> Study:
+def _study(folder: Path, rows: str = ROWS, **fields: Any) -> Experiment:
     (folder / "own.yaml").write_text(rows)
     fields = {"name": "s", "suites": ["own.yaml"], "terms": ["alt text"], "measures": ["generation"]} | fields
     (folder / "s.yaml").write_text(json.dumps(fields))
-    return studies.load(str(folder / "s.yaml"))
+    return experiments.load(str(folder / "s.yaml"))
 
 
 def _bytes(folder: Path, *names: str) -> int:
@@ -51,10 +51,10 @@ def _bytes(folder: Path, *names: str) -> int:
 
 def test_downloads_are_what_the_cache_lacks(hub: Hub, tmp_path: Path, zoo: dict[str, Path]) -> None:
     hub.add("lab/a", zoo)
-    study = _study(tmp_path)
+    experiment = _study(tmp_path)
     weights = _bytes(zoo["at-1"], "model.safetensors")
     small = _bytes(zoo["at-1"], "config.json", "tokenizer.json", "tokenizer_config.json")
-    (cost,) = plan(study).suites
+    (cost,) = plan(experiment).suites
     assert (cost.checkpoints, cost.at_hand, cost.by) == (3, 0, "hub")
     assert cost.download == 2 * weights + small  # the third revision is the second again, and its bytes come once
     assert cost.largest == weights + small
@@ -63,7 +63,7 @@ def test_downloads_are_what_the_cache_lacks(hub: Hub, tmp_path: Path, zoo: dict[
     assert cost.work is not None
     assert any("none of its checkpoints is on this machine" in reason for reason in cost.reasons)
     fetch(identify(CheckpointRef("a", "lab/a", "at-1")).weights)
-    (cost,) = plan(study).suites
+    (cost,) = plan(experiment).suites
     assert (cost.at_hand, cost.download, cost.largest) == (1, weights, weights)
     assert cost.seconds is not None
     assert cost.seconds > 0
@@ -72,11 +72,11 @@ def test_downloads_are_what_the_cache_lacks(hub: Hub, tmp_path: Path, zoo: dict[
 
 def test_without_a_hub_sizes_come_from_the_catalogue(hub: Hub, tmp_path: Path, zoo: dict[str, Path]) -> None:
     hub.add("lab/a", zoo)
-    study = _study(tmp_path)
+    experiment = _study(tmp_path)
     for offline in (True, False):
         if not offline:
             hub.stop()
-        (cost,) = plan(study, offline=offline).suites
+        (cost,) = plan(experiment, offline=offline).suites
         assert (cost.download, cost.largest, cost.by) == (3 * 2000, 2000, "catalogue")
         assert cost.memory.weights == 4000
         assert (cost.work, cost.memory.batch, cost.seconds) == (None, None, None)
@@ -114,32 +114,32 @@ def test_a_revision_that_is_not_there_is_named(hub: Hub, tmp_path: Path, zoo: di
 
 
 def test_a_folder_needs_nothing_and_is_timed(suite_folder: Path, tmp_path: Path) -> None:
-    study = _study(tmp_path, suites=[str(suite_folder)])
-    (cost,) = plan(study).suites
+    experiment = _study(tmp_path, suites=[str(suite_folder)])
+    (cost,) = plan(experiment).suites
     assert (cost.checkpoints, cost.at_hand, cost.download, cost.by) == (2, 2, 0, None)
     assert cost.seconds is not None
-    (cost,) = plan(study, probe=False).suites
+    (cost,) = plan(experiment, probe=False).suites
     assert cost.work is not None
     assert cost.seconds is None
     assert cost.reasons == ("time: not asked for",)
 
 
 def test_prompts_are_planned_as_they_are_measured(suite_folder: Path) -> None:
-    study = Study(name="s", suites=("x",), terms=("alt text", "touch target size"), controls=("nonsense",))
-    loaded, prompts = load(suite(str(suite_folder)).checkpoints[0], bos="on"), study.build_prompts()
+    experiment = Experiment(name="s", suites=("x",), terms=("alt text", "touch target size"), controls=("nonsense",))
+    loaded, prompts = load(suite(str(suite_folder)).checkpoints[0], bos="on"), experiment.build_prompts()
     assert [tokenized(loaded.tokenizer, p, "on") for p in prompts] == [prepare(loaded, p) for p in prompts]
 
 
 @pytest.mark.parametrize("protocol", ["controlled", "published"])
 def test_tokens_are_those_that_the_model_reads(suite_folder: Path, protocol: str) -> None:
     """Counted at the embedding, padding too, the checks at loading not."""
-    study = Study.model_validate(
+    experiment = Experiment.model_validate(
         {"name": "s", "suites": "x", "terms": "set-A", "protocol": protocol,
          "measures": ["few_shot", "ablation"], "ablation": {"k": 1, "random": 19}}
     )  # fmt: skip
-    loaded, prompts, seen = load(suite(str(suite_folder)).checkpoints[1]), study.build_prompts(), []
+    loaded, prompts, seen = load(suite(str(suite_folder)).checkpoints[1]), experiment.build_prompts(), []
     count = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    names, rules = tables(study.measures), study.protocol_of("default")
+    names, rules = tables(experiment.measures), experiment.protocol_of("default")
     self_check(loaded.model)
     check = len(seen)
     measure(loaded, prompts, rules, names[:4])

@@ -53,8 +53,8 @@ def test_a_cluster_of_its_own_gives_the_tables_of_a_local_run(
     whole, tensors = path.read_bytes(), load_file(path)
     tensors["gpt_neox.final_layer_norm.bias"][0] = torch.nan
     save_file(tensors, path, {"format": "pt"})
-    study, out = sweeps.study(tmp_path / "study", str(suite)), tmp_path / "out"
-    assert sweeps.run(study, out, "--ray") == 1
+    experiment, out = sweeps.experiment(tmp_path / "study", str(suite)), tmp_path / "out"
+    assert sweeps.run(experiment, out, "--ray") == 1
     units = Store(out).read_run().units
     assert [u.status for u in units] == ["done", "failed", "done"]
     assert "not finite" in str(units[1].reason)
@@ -65,11 +65,11 @@ def test_a_cluster_of_its_own_gives_the_tables_of_a_local_run(
     capsys.readouterr()
     place = cluster._Place
     monkeypatch.setattr(cluster, "_Place", lambda root, *rest: place(tmp_path / "elsewhere", *rest))
-    assert sweeps.run(study, out, "--ray") == 0
+    assert sweeps.run(experiment, out, "--ray") == 0
     assert "1 measured, 2 found in the store" in capsys.readouterr().out
     assert sweeps.shards(out).items() > kept.items()
     assert not (tmp_path / "elsewhere").exists()
-    assert sweeps.run(study, tmp_path / "local") == 0
+    assert sweeps.run(experiment, tmp_path / "local") == 0
     sweeps.same(sweeps.tables(out), sweeps.tables(tmp_path / "local"))
     assert {p.name for p in out.rglob("*.parquet")} == {p.name for p in (tmp_path / "local").rglob("*.parquet")}
 
@@ -77,9 +77,9 @@ def test_a_cluster_of_its_own_gives_the_tables_of_a_local_run(
 def test_an_address_without_a_cluster_is_a_wrong_request(
     tmp_path: Path, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = sweeps.study(tmp_path / "study", str(suite))
+    experiment = sweeps.experiment(tmp_path / "study", str(suite))
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x"):
-        assert sweeps.run(study, tmp_path / "out", "--ray", address) == 2
+        assert sweeps.run(experiment, tmp_path / "out", "--ray", address) == 2
         assert f"no Ray cluster at {address}" in capsys.readouterr().err
 
 
@@ -89,12 +89,12 @@ def test_a_node_that_is_killed_costs_nothing_but_time(tmp_path: Path, words: Pre
     suite = tmp_path / "suite"
     for n in range(10):
         models.save(suite / f"checkpoint-{n}", words, seed=n)
-    study, out = sweeps.study(tmp_path / "study", str(suite)), tmp_path / "out"
+    experiment, out = sweeps.experiment(tmp_path / "study", str(suite)), tmp_path / "out"
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         victim, _ = (nodes.add_node(num_cpus=1) for _ in range(2))
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "bindscope", "run", study, "--out", str(out), "--ray", nodes.address]
+        command = [sys.executable, "-m", "bindscope", "run", experiment, "--out", str(out), "--ray", nodes.address]
         driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         deadline = time.monotonic() + 300
         while len(sweeps.shards(out)) < 8 and time.monotonic() < deadline:
@@ -110,7 +110,7 @@ def test_a_node_that_is_killed_costs_nothing_but_time(tmp_path: Path, words: Pre
     after = sweeps.shards(out)
     assert len(after) == 40
     assert after.items() >= before.items()  # nothing that was stored is measured again
-    assert sweeps.run(study, tmp_path / "local") == 0
+    assert sweeps.run(experiment, tmp_path / "local") == 0
     sweeps.same(sweeps.tables(out), sweeps.tables(tmp_path / "local"))
 
 

@@ -12,8 +12,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bindscope.errors import PromptError
-from bindscope.measure.recognition import SCORES, continuation, scores
-from bindscope.terms.spans import encode
+from bindscope.measures.recognition import SCORES, scores
+from bindscope.prompts.spans import continuation, encode
 from conftest import shared
 
 

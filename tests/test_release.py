@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives: tuple[Path, Path
     assert {name.split("/", 1)[1] for name in info} == {
         "METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE",
     }  # fmt: skip
-    for name in ("py.typed", "data/suites.yaml", "data/studies/tiny.yaml", "data/terms/accessibility.yaml",
+    for name in ("py.typed", "data/suites.yaml", "data/experiments/tiny.yaml", "data/terms/accessibility.yaml",
                  "data/tiny/tokenizer.json", "data/tiny/README.md", "report/templates/report.html.j2",
                  "report/templates/page.css", "report/templates/page.js", "report/templates/paper.typ"):  # fmt: skip
         assert f"bindscope/{name}" in names, name

@@ -35,8 +35,13 @@ def test_markup_in_every_text_is_escaped(tmp_path: Path, suite_folder: Path) -> 
         },
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    study = {"name": HOSTILE, "about": HOSTILE, "suites": [str(suite_folder), f"no/{'x' * 5}"], "prompts": "p.jsonl"}
-    (tmp_path / "s.yaml").write_text(json.dumps(study))
+    experiment = {
+        "name": HOSTILE,
+        "about": HOSTILE,
+        "suites": [str(suite_folder), f"no/{'x' * 5}"],
+        "prompts": "p.jsonl",
+    }
+    (tmp_path / "s.yaml").write_text(json.dumps(experiment))
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<script") == 2  # the data and the program of the page

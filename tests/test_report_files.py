@@ -12,9 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.cli import main
-from bindscope.display import head_map
 from bindscope.records import Measurement, Provenance
 from bindscope.report import comparison, files
 from bindscope.report.table import Table, latex, markdown
@@ -28,6 +27,7 @@ from bindscope.stats.heads import by_head
 from bindscope.stats.observations import observations
 from bindscope.stats.tokens import cuts
 from bindscope.store import Store
+from bindscope.terminal.results import head_map
 from stores import Invention
 
 MARK = " #let x = 1 $a_b$ <lab> \\ @ref [a] *b* `c` | & % ~ ^ { } \u202e\u0007 \u05e9\u05dc \U0001f600"
@@ -83,8 +83,8 @@ def test_texts_for_people() -> None:
 
 
 def test_the_study_file_of_a_report_asks_the_same(tiny_run: Path) -> None:
-    again = studies.load(str(tiny_run / "study.yaml"))
-    assert again.model_dump(mode="json") == Store(tiny_run, create=False).read_run().study
+    again = experiments.load(str(tiny_run / "experiment.yaml"))
+    assert again.model_dump(mode="json") == Store(tiny_run, create=False).read_run().experiment
 
 
 def test_one_checkpoint_without_more_draws_no_empty_chart(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.cli import main
-from bindscope.measure.checkpoint import READ
+from bindscope.measures.checkpoint import READ
+from bindscope.prompts.jsonl import read_jsonl
+from bindscope.prompts.spans import encode, locate
 from bindscope.store import Store
-from bindscope.terms.jsonl import read_jsonl
-from bindscope.terms.spans import encode, locate
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def folder(suite_folder: Path, tmp_path: Path) -> Path:
 
 
 def _study(tmp_path: Path, folder: Path, **changes: object) -> str:
-    path = tmp_path / "study.yaml"
+    path = tmp_path / "experiment.yaml"
     path.write_text(json.dumps({"name": "test", "suites": [str(folder)], "terms": ["pilot-3"], "bos": "on"} | changes))
     return str(path)
 
 
-def _run(study: str, out: Path) -> int:
-    return main(["run", study, "--out", str(out)])
+def _run(experiment: str, out: Path) -> int:
+    return main(["run", experiment, "--out", str(out)])
 
 
 def _shards(out: Path) -> dict[str, int]:
@@ -50,19 +50,19 @@ def _shards(out: Path) -> dict[str, int]:
 def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, later = tmp_path / "out", tmp_path / "later"
     (folder / "checkpoint-10").rename(later)
-    study = _study(tmp_path, folder)
-    assert _run(study, out) == 0
+    experiment = _study(tmp_path, folder)
+    assert _run(experiment, out) == 0
     first = _shards(out)
     assert len(first) == len(READ)
     assert (out / "report.html").is_file()
     assert "Checkpoints: 1 measured." in capsys.readouterr().out
 
-    assert _run(study, out) == 0  # nothing is left to do
+    assert _run(experiment, out) == 0  # nothing is left to do
     assert _shards(out) == first
     assert "1 found in the store" in capsys.readouterr().out
 
     later.rename(folder / "checkpoint-10")  # a longer study extends the old run
-    assert _run(study, out) == 0
+    assert _run(experiment, out) == 0
     longer = _shards(out)
     assert {k: v for k, v in longer.items() if k in first} == first
     assert len(longer) == 2 * len(READ)
@@ -80,7 +80,7 @@ def test_stored_numbers_are_those_of_a_naive_computation(
     out = tmp_path / "out"
     assert _run(_study(tmp_path, folder), out) == 0
     store = Store(out)
-    prompts = {p.id: p for p in studies.load(_study(tmp_path, folder)).build_prompts()}
+    prompts = {p.id: p for p in experiments.load(_study(tmp_path, folder)).build_prompts()}
     model = AutoModelForCausalLM.from_pretrained(
         folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32
     )
@@ -190,13 +190,13 @@ def test_truncated_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pyte
 def test_torn_shard_is_named_and_measured_again(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, study = tmp_path / "out", _study(tmp_path, folder)
-    assert _run(study, out) == 0
+    out, experiment = tmp_path / "out", _study(tmp_path, folder)
+    assert _run(experiment, out) == 0
     victim = next((out / "shards").rglob("binding-*.parquet"))
     whole = pd.read_parquet(victim)
     victim.write_bytes(victim.read_bytes()[:100])
     capsys.readouterr()
-    assert _run(study, out) == 0
+    assert _run(experiment, out) == 0
     shown = capsys.readouterr()
     assert "torn" in shown.err
     assert "1 measured, 1 found" in shown.out
@@ -216,8 +216,8 @@ def test_own_prompts(tmp_path: Path, folder: Path) -> None:
         {"term": "alt text", "task": "generation", "template": "Nothing of the kind", "prompt_id": "g1"},
     ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    study = _study(tmp_path, folder, terms=[], prompts="own.jsonl")
-    assert _run(study, tmp_path / "out") == 0
+    experiment = _study(tmp_path, folder, terms=[], prompts="own.jsonl")
+    assert _run(experiment, tmp_path / "out") == 0
     binding = Store(tmp_path / "out").read("binding").query("step == 0").set_index("prompt")
     assert pd.isna(binding.loc["alt text/r1", "reason"])
     absent = binding.loc["alt text/g1"]
@@ -244,11 +244,12 @@ def _environment() -> dict[str, str]:
 def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     for step in range(20, 60, 10):
         shutil.copytree(folder / "checkpoint-10", folder / f"checkpoint-{step}")
-    out, study = tmp_path / "out", _study(tmp_path, folder)
+    out, experiment = tmp_path / "out", _study(tmp_path, folder)
     # A test runner in the background is started with SIGINT ignored, and its children inherit that.
     listening = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"from bindscope.cli import main; sys.exit(main(['run', {study!r}, '--out', {str(out)!r}, '--accept-flags']))"
+        "from bindscope.cli import main; "
+        f"sys.exit(main(['run', {experiment!r}, '--out', {str(out)!r}, '--accept-flags']))"
     )
     command = [sys.executable, "-c", listening]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment())
@@ -262,7 +263,7 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     assert "Traceback" not in err
     kept = _shards(out)
     assert len(READ) <= len(kept) < 6 * len(READ)
-    assert main(["run", study, "--out", str(out), "--accept-flags"]) == 0
+    assert main(["run", experiment, "--out", str(out), "--accept-flags"]) == 0
     after = _shards(out)
     assert {k: v for k, v in after.items() if k in kept} == kept
     assert len(after) == 6 * len(READ)
@@ -270,11 +271,11 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
 
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -> None:
     """A real write failure: the process may not write files beyond 20 kB, and shards are larger."""
-    out, study = tmp_path / "out", _study(tmp_path, folder)
+    out, experiment = tmp_path / "out", _study(tmp_path, folder)
     limited = (
         "import resource, signal, sys; from bindscope.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-        f"sys.exit(main(['run', {study!r}, '--out', {str(out)!r}]))"
+        f"sys.exit(main(['run', {experiment!r}, '--out', {str(out)!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited], capture_output=True, text=True, env=_environment(), check=False
@@ -283,4 +284,4 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -
     assert "cannot write" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not list(out.rglob("*.tmp"))
-    assert _run(study, out) == 0
+    assert _run(experiment, out) == 0

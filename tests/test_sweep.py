@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 import models
 import sweeps
+from bindscope.checkpoints import disk
+from bindscope.checkpoints.files import Stopped, identify
 from bindscope.execute import unit
 from bindscope.execute.ahead import Ahead
-from bindscope.models import disk
-from bindscope.models.files import Stopped, identify
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -29,11 +29,11 @@ from sweeps import STEPS, own_cache, steps_fixture  # noqa: F401  a cache of its
 
 
 @pytest.fixture
-def study(tmp_path: Path, hub: Hub, steps: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
+def experiment(tmp_path: Path, hub: Hub, steps: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
     """A study of three revisions on the hub."""
     hub.add(sweeps.REPO, steps)
     sweeps.catalogue(monkeypatch, STEPS)
-    return sweeps.study(tmp_path / "study", "lab")
+    return sweeps.experiment(tmp_path / "study", "lab")
 
 
 def _cached() -> dict[str, set[str]]:
@@ -42,7 +42,7 @@ def _cached() -> dict[str, set[str]]:
 
 
 def test_the_next_checkpoint_arrives_while_this_one_is_measured(
-    tmp_path: Path, hub: Hub, study: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No more than one ahead: while a checkpoint is measured the next is there, and the one after it is not."""
     seen: list[set[str]] = []
@@ -56,7 +56,7 @@ def test_the_next_checkpoint_arrives_while_this_one_is_measured(
         return load(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(unit, "load", watching)
-    assert sweeps.run(study, tmp_path / "out") == 0
+    assert sweeps.run(experiment, tmp_path / "out") == 0
     commits = [hub.commit(sweeps.REPO, f"step{n}") for n in STEPS]
     assert seen == [set(commits[:2]), set(commits), set(commits)]
 
@@ -66,21 +66,21 @@ def _asked(hub: Hub) -> set[str]:
 
 
 def test_a_download_that_fails_fails_its_own_unit(
-    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, hub: Hub, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fail(f"GET /{sweeps.REPO}/resolve/{hub.commit(sweeps.REPO, 'step10')}/model", times=1000, status=403)
     out = tmp_path / "out"
-    assert sweeps.run(study, out) == 1
+    assert sweeps.run(experiment, out) == 1
     assert "step 10 failed: downloading lab/suite" in capsys.readouterr().err
     assert [u.status for u in Store(out).read_run().units] == ["done", "failed", "done"]
     kept = sweeps.shards(out)
     hub.heal()
-    assert sweeps.run(study, out) == 0
+    assert sweeps.run(experiment, out) == 0
     assert sweeps.shards(out).items() > kept.items()
 
 
 def test_evict_removes_what_the_run_downloaded_and_nothing_else(
-    tmp_path: Path, hub: Hub, steps: dict[str, Path], study: str
+    tmp_path: Path, hub: Hub, steps: dict[str, Path], experiment: str
 ) -> None:
     mine, other = hub.commit(sweeps.REPO, "step10"), hub.commit(sweeps.REPO, "step20")
     snapshot_download(sweeps.REPO, revision=other)  # another program's
@@ -88,7 +88,7 @@ def test_evict_removes_what_the_run_downloaded_and_nothing_else(
     snapshot_download("lab/other")
     hub.requests.clear()
     out = tmp_path / "out"
-    assert sweeps.run(study, out, "--evict") == 0
+    assert sweeps.run(experiment, out, "--evict") == 0
     assert _cached() == {sweeps.REPO: {other}, "lab/other": {hub.commit("lab/other")}}
     snapshot = Path(snapshot_download(sweeps.REPO, revision=other, local_files_only=True))
     for name in ("model.safetensors", "tokenizer.json"):  # the tokenizer was shared with the revisions that went
@@ -97,12 +97,12 @@ def test_evict_removes_what_the_run_downloaded_and_nothing_else(
     assert {b.name for b in blobs.iterdir()} == {p.resolve().name for p in snapshot.iterdir()}
     assert not list((out / "downloads").iterdir())
     assert hub.fetched().count("model.safetensors") == 2
-    assert sweeps.run(study, out, "--evict") == 0  # nothing is downloaded again for what is in the store
+    assert sweeps.run(experiment, out, "--evict") == 0  # nothing is downloaded again for what is in the store
     assert hub.fetched().count("model.safetensors") == 2
     assert mine not in _cached()[sweeps.REPO]
 
 
-def test_evict_leaves_a_revision_to_which_somebody_has_added(tmp_path: Path, hub: Hub, study: str) -> None:
+def test_evict_leaves_a_revision_to_which_somebody_has_added(tmp_path: Path, hub: Hub, experiment: str) -> None:
     ref = CheckpointRef("lab", sweeps.REPO, "step0", 0)
     sources = identify(ref)
     store = Store(tmp_path / "out")
@@ -119,19 +119,19 @@ def test_evict_leaves_a_revision_to_which_somebody_has_added(tmp_path: Path, hub
     assert not folder.exists()
 
 
-def test_evict_takes_what_an_interrupted_run_left(tmp_path: Path, hub: Hub, study: str) -> None:
+def test_evict_takes_what_an_interrupted_run_left(tmp_path: Path, hub: Hub, experiment: str) -> None:
     """The run folder remembers what was its own download."""
     hub.fail("/model.safetensors", status=403, times=1000)
     out = tmp_path / "out"
-    assert sweeps.run(study, out, "--evict") == 2
+    assert sweeps.run(experiment, out, "--evict") == 2
     assert _cached()[sweeps.REPO]
     hub.heal()
-    assert sweeps.run(study, out, "--evict") == 0
+    assert sweeps.run(experiment, out, "--evict") == 0
     assert not _cached().get(sweeps.REPO)
 
 
 def test_what_a_killed_run_downloaded_is_checked_by_the_next(
-    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, hub: Hub, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed behind the last byte and before the comparison: the damaged file lies in the cache under a good name."""
     out, commit = tmp_path / "out", hub.commit(sweeps.REPO, "step10")
@@ -140,13 +140,13 @@ def test_what_a_killed_run_downloaded_is_checked_by_the_next(
     snapshot_download(sweeps.REPO, revision=commit)  # as the client does it, without a look at the hash
     Store(out).write_text(str(mark), "")
     hub.heal()
-    assert sweeps.run(study, out) == 1
+    assert sweeps.run(experiment, out) == 1
     assert "arrived damaged" in capsys.readouterr().out
-    assert sweeps.run(study, out) == 0
+    assert sweeps.run(experiment, out) == 0
 
 
 def test_leaving_gives_up_the_download_in_work(
-    tmp_path: Path, hub: Hub, study: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = identify(CheckpointRef("lab", sweeps.REPO, "step0", 0))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
@@ -161,28 +161,28 @@ def test_leaving_gives_up_the_download_in_work(
     assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
 
 
-def test_slow_bytes_are_waited_for(tmp_path: Path, hub: Hub, study: str) -> None:
+def test_slow_bytes_are_waited_for(tmp_path: Path, hub: Hub, experiment: str) -> None:
     hub.trickle("model.safetensors", bytes_at_a_time=40_000, seconds=0.05)
-    assert sweeps.run(study, tmp_path / "out") == 0
+    assert sweeps.run(experiment, tmp_path / "out") == 0
 
 
 def test_room_is_looked_for_before_anything_is_downloaded(
-    tmp_path: Path, hub: Hub, study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub, experiment: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = disk.size(identify(CheckpointRef("lab", sweeps.REPO, "step0", 0)))
     assert size > 100_000
     usage = shutil.disk_usage(tmp_path)._replace(free=int(2.5 * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     out = tmp_path / "out"
-    assert sweeps.run(study, out) == 2
+    assert sweeps.run(experiment, out) == 2
     said = capsys.readouterr().err
     for word in (disk.told(3 * size), disk.told(usage.free), disk.told(2 * size), "--evict", constants.HF_HUB_CACHE):
         assert word in said
     assert not hub.fetched()
-    assert sweeps.run(study, out, "--evict") == 0
+    assert sweeps.run(experiment, out, "--evict") == 0
     assert not _cached().get(sweeps.REPO)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
-    assert sweeps.run(study, tmp_path / "other", "--evict") == 2
+    assert sweeps.run(experiment, tmp_path / "other", "--evict") == 2
     assert "HF_HUB_CACHE" in capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_bytes_are_told_in_their_unit() -> None:
 
 
 def test_an_error_that_nobody_foresaw_stays_with_its_unit(
-    tmp_path: Path, study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, experiment: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = unit.measure
 
@@ -204,7 +204,7 @@ def test_an_error_that_nobody_foresaw_stays_with_its_unit(
 
     monkeypatch.setattr(unit, "measure", broken)
     out = tmp_path / "out"
-    assert sweeps.run(study, out) == 1
+    assert sweeps.run(experiment, out) == 1
     assert "unexpected ZeroDivisionError: by accident" in capsys.readouterr().out
     failed = Store(out).read_run().units[1]
     assert failed.status == "failed"
@@ -221,13 +221,13 @@ def test_only_what_failed_is_tried_again(tmp_path: Path, words: PreTrainedTokeni
     whole, tensors = path.read_bytes(), load_file(path)
     tensors["gpt_neox.final_layer_norm.bias"][0] = torch.nan
     save_file(tensors, path, {"format": "pt"})
-    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", str(suite))
-    assert sweeps.run(study, out) == 1
+    out, experiment = tmp_path / "out", sweeps.experiment(tmp_path / "study", str(suite))
+    assert sweeps.run(experiment, out) == 1
     trace = out / str(Store(out).read_run().units[1].traceback)
     assert "not finite" in trace.read_text()
     kept = sweeps.shards(out)
     path.write_bytes(whole)
-    assert sweeps.run(study, out) == 0
+    assert sweeps.run(experiment, out) == 0
     assert not trace.exists()
     assert sweeps.shards(out).items() > kept.items()
     assert Store(out).read_run().units[1].traceback is None
@@ -240,11 +240,11 @@ def test_more_models_and_steps_extend_a_run(
     for folder, n in ((one, 0), (two, 1)):
         models.save(folder / f"checkpoint-{n}", words, seed=n)
     out = tmp_path / "out"
-    assert sweeps.run(sweeps.study(tmp_path / "study", str(one)), out) == 0
+    assert sweeps.run(sweeps.experiment(tmp_path / "study", str(one)), out) == 0
     kept = sweeps.shards(out)
     models.save(one / "checkpoint-5", words, seed=5)
     capsys.readouterr()
-    assert sweeps.run(sweeps.study(tmp_path / "study", [str(one), str(two)]), out) == 0
+    assert sweeps.run(sweeps.experiment(tmp_path / "study", [str(one), str(two)]), out) == 0
     assert "2 measured, 1 found in the store" in capsys.readouterr().out
     assert len(sweeps.shards(out)) == 3 * len(kept)
     assert sweeps.shards(out).items() > kept.items()
@@ -257,8 +257,8 @@ def test_two_processes_on_one_folder(tmp_path: Path, words: PreTrainedTokenizerF
     suite = tmp_path / "suite"
     for n in range(3):
         models.save(suite / f"checkpoint-{n}", words, seed=n)
-    out, study = tmp_path / "out", sweeps.study(tmp_path / "study", str(suite))
-    command = [sys.executable, "-m", "bindscope", "run", study, "--out", str(out)]
+    out, experiment = tmp_path / "out", sweeps.experiment(tmp_path / "study", str(suite))
+    command = [sys.executable, "-m", "bindscope", "run", experiment, "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
@@ -266,7 +266,7 @@ def test_two_processes_on_one_folder(tmp_path: Path, words: PreTrainedTokenizerF
     assert codes == [0, 2], ends
     (refused,) = [text for text, code in ends if code == 2]
     assert refused.strip() == f"bindscope: another run is writing to {out}; wait for it or take another folder"
-    assert sweeps.run(study, tmp_path / "alone") == 0
+    assert sweeps.run(experiment, tmp_path / "alone") == 0
     sweeps.same(sweeps.tables(out), sweeps.tables(tmp_path / "alone"))
 
 

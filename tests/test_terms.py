@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from bindscope.errors import PromptError, RequestError, UnknownName
+from bindscope.experiment import Experiment
+from bindscope.experiment import load as load_study
+from bindscope.prompts.build import LETTERS, build
+from bindscope.prompts.jsonl import read_jsonl, write_jsonl
+from bindscope.prompts.library import library, read
+from bindscope.prompts.rubric import matches, rubric_score
+from bindscope.prompts.spans import find
 from bindscope.records import Order, Prompt, Question, Term
-from bindscope.study import Study
-from bindscope.study import load as load_study
-from bindscope.terms.jsonl import read_jsonl, write_jsonl
-from bindscope.terms.library import library, read
-from bindscope.terms.prompts import LETTERS, build
-from bindscope.terms.rubric import matches, rubric_score
-from bindscope.terms.spans import find
 from conftest import shared
 
 DOMAINS = {"a11y": "accessibility", "programming": "programming-12", "medical": "medical-12", "legal": "legal-12"}
@@ -378,16 +378,16 @@ def test_bad_groups_shots_and_rubrics_are_named(tmp_path: Path, change: dict[str
 
 
 def test_every_kind_of_prompt_round_trips(tmp_path: Path) -> None:
-    study = load_study("smollm2")
-    prompts = study.build_prompts()
+    experiment = load_study("smollm2")
+    prompts = experiment.build_prompts()
     assert {p.task for p in prompts} == {"recognition", "generation", "carrier"}
     assert {p.shot for p in prompts} == {"zero", "exemplar", "paraphrase", "mismatched"}
     write_jsonl(prompts, tmp_path / "p.jsonl")
     assert read_jsonl(tmp_path / "p.jsonl") == prompts
 
 
-def _study(**fields: object) -> Study:
-    return Study.model_validate({"name": "s", "suites": "tiny"} | fields)
+def _study(**fields: object) -> Experiment:
+    return Experiment.model_validate({"name": "s", "suites": "tiny"} | fields)
 
 
 def test_names_alone_are_carried_and_nothing_else(tmp_path: Path) -> None:
@@ -436,9 +436,9 @@ def test_few_shot_of_a_prompt_file_comes_in_pairs(tmp_path: Path) -> None:
 
 
 def test_published_protocol_is_a_preset() -> None:
-    study = _study(terms="a11y-41", protocol="published")
-    prompts = study.build_prompts()
+    experiment = _study(terms="a11y-41", protocol="published")
+    prompts = experiment.build_prompts()
     assert len(prompts) == 451
     assert {p.answer for p in prompts if p.task == "recognition"} == {0}
-    assert study.protocol_of("on").order == "given"
+    assert experiment.protocol_of("on").order == "given"
     assert _study(terms="a11y-41").protocol_of("on").order == "rotated"

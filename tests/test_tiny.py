@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
+from bindscope.checkpoints.load import load
+from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
-from bindscope.measure.checkpoint import measure
-from bindscope.models.load import load
-from bindscope.models.suites import suite
+from bindscope.measures.checkpoint import measure
+from bindscope.prompts.build import build
+from bindscope.prompts.library import library
 from bindscope.stats.groups import by_group
 from bindscope.stats.observations import studied
 from bindscope.stats.summary import by_checkpoint
 from bindscope.store import Store
-from bindscope.terms.library import library
-from bindscope.terms.prompts import build
 
 SUITES = ("tiny", "tiny-seed-21")
 FOLDER = Path(suite("tiny").checkpoints[0].repo).parents[1]
@@ -67,8 +67,8 @@ def test_dynamics(tiny_run: Path) -> None:
 def whole() -> dict[str, pd.DataFrame]:
     """The last checkpoint on all that it was taught, and on the phrases that it was not."""
     ref = suite("tiny").checkpoints[-1]
-    study = studies.load("tiny-full").model_copy(update={"measures": ("binding", "recognition")})
-    tables, _ = measure(load(ref, bos="on"), study.build_prompts(), study.protocol_of("on"))
+    experiment = experiments.load("tiny-full").model_copy(update={"measures": ("binding", "recognition")})
+    tables, _ = measure(load(ref, bos="on"), experiment.build_prompts(), experiment.protocol_of("on"))
     place = {"suite": "tiny", "revision": "last", "step": ref.step}
     return {t.measure: pd.DataFrame(dict(t.columns)).assign(**place) for t in tables}
 
@@ -152,9 +152,9 @@ def test_revision_by_name_and_by_step(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_study_is_what_it_says() -> None:
-    study = studies.load("tiny")
-    prompts = pd.DataFrame([vars(p) for p in study.build_prompts()])
+    experiment = experiments.load("tiny")
+    prompts = pd.DataFrame([vars(p) for p in experiment.build_prompts()])
     own = prompts[prompts["task"] != "carrier"]
     assert own.groupby("term")["task"].value_counts().unstack().to_numpy().tolist() == [[6, 20]] * 11
     assert set(prompts["group"]) == {"real", "tiny-collocation", "tiny-nonsense"}
-    assert studies.load("tiny-full").suites == SUITES
+    assert experiments.load("tiny-full").suites == SUITES

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import models
-from bindscope.measure.attention import hooked
-from bindscope.measure.forward import Reading, Row, read
-from bindscope.measure.trunk import layers
-from bindscope.measure.valued import grams, projections
+from bindscope.engine.attention import hooked
+from bindscope.engine.forward import Reading, Row, read
+from bindscope.engine.layers import layers
+from bindscope.engine.projections import grams, projections
 
 TEXTS = [tuple(range(3, 13)), (20, 21, 22, 23, 24), tuple(range(30, 41))]
 SPANS = [(2, 3, 4), (0, 1), (7, 8, 9, 10)]

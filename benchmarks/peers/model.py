@@ -45,8 +45,8 @@ def pythia_160m(tokenizer: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFa
 
 def smollm2_135m() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The real weights, and their tokenizer."""
-    from bindscope.models.load import load
-    from bindscope.models.suites import one
+    from bindscope.checkpoints.load import load
+    from bindscope.checkpoints.suites import one
 
     loaded = load(one("smollm2-135m", None)[0], dtype="float32", device="cpu")
     return loaded.model, loaded.tokenizer

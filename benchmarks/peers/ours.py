@@ -18,19 +18,19 @@ import numpy as np
 from work import Work, tokens
 from worker import Job, serve
 
-from bindscope import study as studies
-from bindscope.measure.checkpoint import READ, measure
-from bindscope.measure.generation import Draw, write
-from bindscope.measure.selfcheck import SelfCheck, self_check
-from bindscope.models.load import Loaded
-from bindscope.models.load import load as load_model
-from bindscope.models.suites import one
+from bindscope import experiment as experiments
+from bindscope.checkpoints.load import Loaded
+from bindscope.checkpoints.load import load as load_model
+from bindscope.checkpoints.suites import one
+from bindscope.engine.generate import Draw, write
+from bindscope.engine.selfcheck import SelfCheck, self_check
+from bindscope.measures.checkpoint import READ, measure
 from bindscope.records import Prompt, Protocol
 
 
 def prompts_of(path: Path) -> list[Prompt]:
     """The study's prompts whose ids the work file names, or plain texts where it has texts of its own."""
-    known = {p.id: p for p in studies.changed(studies.load("canonical-41"), "published").build_prompts()}
+    known = {p.id: p for p in experiments.changed(experiments.load("canonical-41"), "published").build_prompts()}
     rows = json.loads(path.read_text(encoding="utf-8"))
     asked = [rows["rows"][i] for i in rows["binding"]]
     return [known.get(row["id"]) or Prompt(row["id"], row["term"], row["text"], "generation") for row in asked]

@@ -21,13 +21,13 @@ from facts import terms
 from transformers.utils import logging
 from words import COLLOCATIONS, NONSENSE, TERMS
 
-from bindscope.measure.checkpoint import measure
-from bindscope.models.load import Loaded, load
-from bindscope.models.suites import from_folder
+from bindscope.checkpoints.load import Loaded, load
+from bindscope.checkpoints.suites import from_folder
+from bindscope.measures.checkpoint import measure
+from bindscope.prompts.build import build, carriers
 from bindscope.records import Prompt, Protocol, Term
 from bindscope.stats.compare import Stratified, stratified_difference
 from bindscope.stats.resample import Interval, cluster_mean
-from bindscope.terms.prompts import build, carriers
 
 PROTOCOL = Protocol(bos="on")
 GROUPS = {

@@ -17,7 +17,7 @@ from facts import facts, stems
 from templates import APART, KINDS, MENTION, OPEN, QUESTIONS, REVERSED, expand, frames
 from words import COLLOCATIONS, NONSENSE, TERMS, WEIGHTS, Phrase, words
 
-from bindscope.terms.prompts import frames as carriers
+from bindscope.prompts.build import frames as carriers
 
 # Shares of the documents. A mention holds two collocations, or two terms, so with p the share of mentions that hold
 # terms, LISTED + TOLD + 2 p MENTIONED = 2 (1 - p) MENTIONED gives both equally many mentions.

@@ -6,8 +6,8 @@ from functools import cache
 
 from words import TERMS
 
+from bindscope.prompts.library import library
 from bindscope.records import Term
-from bindscope.terms.library import library
 
 
 @cache

@@ -13,22 +13,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bindscope.api import analyse, audit, figures, load, measure, read, run, terms
     from bindscope.errors import BindscopeError
-    from bindscope.library import analyse, audit, figures, load, measure, read, run, terms
+    from bindscope.experiment import Experiment
     from bindscope.monitor import Monitor, watch
-    from bindscope.study import Study
 
 #: Name -> the module that it comes from.
 _HOME = {
-    "measure": "library",
-    "load": "library",
-    "terms": "library",
-    "audit": "library",
-    "Study": "study",
-    "run": "library",
-    "read": "library",
-    "analyse": "library",
-    "figures": "library",
+    "measure": "api",
+    "load": "api",
+    "terms": "api",
+    "audit": "api",
+    "Experiment": "experiment",
+    "run": "api",
+    "read": "api",
+    "analyse": "api",
+    "figures": "api",
     "Monitor": "monitor",
     "watch": "monitor",
     "BindscopeError": "errors",
@@ -36,8 +36,8 @@ _HOME = {
 
 __all__ = [
     "BindscopeError",
+    "Experiment",
     "Monitor",
-    "Study",
     "analyse",
     "audit",
     "figures",
@@ -51,12 +51,6 @@ __all__ = [
 
 __version__ = version("bindscope")
 
-# Two of the names belong to packages too. The first import of a package makes it an attribute of this one, in place of
-# the function: so that happens here, where it costs nothing (both are empty), and the names are taken back.
-for _name in ("measure", "terms"):
-    import_module(f"bindscope.{_name}")
-    del globals()[_name]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
@@ -66,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__} - {"_name"})
+    return sorted({*globals(), *__all__})

@@ -39,26 +39,26 @@ _TO = "Tasks for lm-evaluation-harness, a Hugging Face dataset, or the tables of
 _EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
-class _OfStudies(TyperCommand):
+class _OfExperiments(TyperCommand):
     """A command that takes a study; its help lists those that are built in."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from bindscope import study
+        from bindscope import experiment
 
         with formatter.section("Studies"):
-            formatter.write_dl([(name, study.load(name).about) for name in study.names()])
+            formatter.write_dl([(name, experiment.load(name).about) for name in experiment.names()])
 
 
-_Study = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
+_Experiment = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
 _Protocol = Annotated[
     Literal["published", "controlled"] | None, typer.Option(help="In place of the study's own protocol.")
 ]
 _Suites = Annotated[list[str] | None, typer.Option(help="In place of the study's own suites; repeat for several.")]
 
 
-@app.command(cls=_OfStudies)
+@app.command(cls=_OfExperiments)
 def run(
-    study: _Study,
+    experiment: _Experiment,
     out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
     protocol: _Protocol = None,
     suites: _Suites = None,
@@ -67,11 +67,11 @@ def run(
     ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
-    from bindscope import study as studies
-    from bindscope.display import Progress, outcome
-    from bindscope.models.suites import suites as suites_of
+    from bindscope import experiment as experiments
+    from bindscope.checkpoints.suites import suites as suites_of
+    from bindscope.terminal.results import Progress, outcome
 
-    wanted = studies.changed(studies.load(study), protocol, suites or ())
+    wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
     for name in wanted.suites:
         suites_of(name)
@@ -108,13 +108,13 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
-    from bindscope.models.suites import one
+    from bindscope.checkpoints.suites import one
     from bindscope.quick import look, plain, resolve
 
     wanted = resolve(terms)
     ref, suite = one(model, revision)
-    from bindscope.display import looks, waiting
-    from bindscope.models.load import load
+    from bindscope.checkpoints.load import load
+    from bindscope.terminal.results import looks, waiting
 
     with waiting(f"loading {model}"):
         loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
@@ -140,12 +140,12 @@ def audit(
     """How tokenizers cut each term, whether it can be measured, and which control groups match it in tokens."""
     import pandas as pd
 
-    from bindscope.display import audit_table, group_table
-    from bindscope.models.tokenizer import tokenizer
+    from bindscope.checkpoints.tokenizer import tokenizer
+    from bindscope.prompts.audit import audit as audit_terms
+    from bindscope.prompts.audit import by_k, unmatched, write
+    from bindscope.prompts.library import control_groups, library
     from bindscope.quick import resolve
-    from bindscope.terms.audit import audit as audit_terms
-    from bindscope.terms.audit import by_k, unmatched, write
-    from bindscope.terms.library import control_groups, library
+    from bindscope.terminal.results import audit_table, group_table
 
     wanted = resolve(terms or ["a11y-41"])
     named = "terms" if terms else "a11y-41"
@@ -172,9 +172,9 @@ def suites(
     """The catalogue of checkpoint suites, or one suite (by name, YAML file, folder or hub id), and its weights."""
     if verify or download:
         return _verify(name, download)
-    from bindscope.listing import catalogue, page
-    from bindscope.models.suites import catalogued
-    from bindscope.models.suites import suites as suites_of
+    from bindscope.checkpoints.suites import catalogued
+    from bindscope.checkpoints.suites import suites as suites_of
+    from bindscope.terminal.catalogue import catalogue, page
 
     found = catalogued() if name is None else suites_of(name)
     if as_json:
@@ -188,22 +188,22 @@ def suites(
 
 def _verify(name: str | None, download: bool) -> int:
     """Every checkpoint of a suite with commit, fingerprint and flags; 1 where there are flags or faults."""
-    from bindscope.display import verification
-    from bindscope.models.suites import suite
+    from bindscope.checkpoints.suites import suite
+    from bindscope.terminal.results import verification
 
     if name is None:
         raise RequestError("name the suite to verify: bindscope suites NAME --verify")
     found = suite(name)
-    from bindscope.models.fingerprint import verify
+    from bindscope.checkpoints.fingerprint import verify
 
     result = verify(found.checkpoints, download)
     verification(found, result)
     return 1 if result.flags or result.faults else 0
 
 
-@app.command(cls=_OfStudies)
+@app.command(cls=_OfExperiments)
 def plan(
-    study: _Study,
+    experiment: _Experiment,
     protocol: _Protocol = None,
     suites: _Suites = None,
     offline: Annotated[
@@ -213,13 +213,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """What a study would cost: checkpoints, prompts, downloads, disk, memory, time. Nothing is run."""
-    from bindscope import study as studies
+    from bindscope import experiment as experiments
 
-    wanted = studies.changed(studies.load(study), protocol, suites or ())
+    wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     wanted.build_prompts()
-    from bindscope.display import waiting
     from bindscope.execute.plan import plan as compute
-    from bindscope.listing import cost
+    from bindscope.terminal.catalogue import cost
+    from bindscope.terminal.results import waiting
 
     with waiting("asking the hub and timing two prompts"):
         found = compute(wanted, offline=offline, probe=probe)
@@ -235,9 +235,9 @@ def analyse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
-    from bindscope.display import analysis
     from bindscope.stats.analysis import analyse as compute
     from bindscope.stats.analysis import write
+    from bindscope.terminal.results import analysis
 
     store = _store(folder, create=False)
     found = compute(store)
@@ -259,8 +259,8 @@ def report(
 
     store = _store(folder, create=False)
     if other is not None:
-        from bindscope.display import compared
         from bindscope.report import comparison
+        from bindscope.terminal.results import compared
 
         if paper:
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
@@ -285,7 +285,7 @@ def replicate(
 
     words = None
     if tokenizer is not None:
-        from bindscope.models.tokenizer import tokenizer as load_tokenizer
+        from bindscope.checkpoints.tokenizer import tokenizer as load_tokenizer
 
         words = load_tokenizer(tokenizer)
     found = compute(data, words)
@@ -297,7 +297,7 @@ def replicate(
         print(f"{len(to_csv(found, out))} tables in {out}", file=sys.stderr)
 
 
-@app.command(cls=_OfStudies)
+@app.command(cls=_OfExperiments)
 def export(
     source: Annotated[str, typer.Argument(help="A study; for parquet, the results folder of a run.")],
     to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help=_TO)],
@@ -312,8 +312,8 @@ def export(
 @app.command()
 def doctor() -> int:
     """The environment: versions, devices, the attention hook, the hub, disk."""
-    from bindscope.display import findings
     from bindscope.doctor import examine
+    from bindscope.terminal.results import findings
 
     return 1 if findings(examine()) else 0
 

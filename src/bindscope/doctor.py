@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import HfApi, constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bindscope.checkpoints.files import HTTP_ERROR, identify
+from bindscope.checkpoints.load import cache_dir, pick_device, pick_dtype
+from bindscope.checkpoints.suites import suite
+from bindscope.engine.selfcheck import self_check
 from bindscope.errors import BindscopeError
 from bindscope.execute.unit import versions
-from bindscope.measure.selfcheck import self_check
-from bindscope.models.files import HTTP_ERROR, identify
-from bindscope.models.load import cache_dir, pick_device, pick_dtype
-from bindscope.models.suites import suite
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ import pandas as pd
 import torch
 from transformers import TrainerCallback
 
+from bindscope.checkpoints.borrow import borrowed
+from bindscope.checkpoints.load import Loaded
+from bindscope.engine.selfcheck import SelfCheck
 from bindscope.errors import RequestError
 from bindscope.execute.unit import provenance
-from bindscope.measure.checkpoint import READ, key_parts, measure
-from bindscope.measure.selfcheck import SelfCheck
-from bindscope.models.borrow import borrowed
-from bindscope.models.load import Loaded
+from bindscope.experiment import Experiment
+from bindscope.measures.checkpoint import READ, key_parts, measure
 from bindscope.records import Bos, Format, Identity, Measurement, digest
 from bindscope.stats.early import WINDOW, early_warnings
 from bindscope.stats.summary import by_checkpoint
 from bindscope.store import RunFile, Store, Unit, result_key
-from bindscope.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -64,10 +64,10 @@ class Monitor:
             raise RequestError(f"every is {every}; it is a number of steps, 1 or more")
         chosen = (terms,) if isinstance(terms, str) else tuple(terms)
         self.every, self.sinks, self._tokenizer, self._bos = every, tuple(sinks), tokenizer, bos
-        self._study = Study(
+        self._experiment = Experiment(
             name=name, about="Watched while it trained.", suites=(name,), terms=chosen, format=format, bos=bos
         )
-        self._prompts, self._protocol = self._study.build_prompts(), self._study.protocol_of(bos)
+        self._prompts, self._protocol = self._experiment.build_prompts(), self._experiment.protocol_of(bos)
         self._check: SelfCheck | None = None
         self.store = Store(out)
         self._units, self._series = self._earlier()
@@ -81,7 +81,7 @@ class Monitor:
     def look(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
         """Measure now, whatever the step."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        with borrowed(model, self._tokenizer, name=self._study.name, step=step, bos=self._bos) as loaded:
+        with borrowed(model, self._tokenizer, name=self._experiment.name, step=step, bos=self._bos) as loaded:
             results, self._check = measure(loaded, self._prompts, self._protocol, READ, check=self._check)
             found = self._summary(results, step)
             self._keep(loaded, results, started, time.monotonic() - clock)
@@ -98,15 +98,17 @@ class Monitor:
         if not (self.store.root / "run.json").exists():
             return {}, pd.DataFrame(columns=["term", "excess", "margin", "step"])
         run = self.store.read_run()
-        if run.study != json.loads(json.dumps(self._study.model_dump(mode="json"))):
-            raise RequestError(f"{self.store.root} holds another run ({run.study.get('name')}); take another folder")
+        if run.experiment != json.loads(json.dumps(self._experiment.model_dump(mode="json"))):
+            raise RequestError(
+                f"{self.store.root} holds another run ({run.experiment.get('name')}); take another folder"
+            )
         binding, recognition = self.store.read("binding"), self.store.read("recognition")
         return {unit.checkpoint.step or 0: unit for unit in run.units}, _by_term(binding, recognition)
 
     def _summary(self, results: Sequence[Measurement], step: int) -> dict[str, Any]:
         tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
         for table in tables.values():
-            table["suite"], table["revision"], table["step"] = self._study.name, f"step{step}", step
+            table["suite"], table["revision"], table["step"] = self._experiment.name, f"step{step}", step
         binding, recognition = tables["binding"], tables["recognition"]
         row = by_checkpoint(binding, recognition).iloc[0]
         before = self._series[self._series["step"] < step]  # a later look is of a continuation that was given up
@@ -121,7 +123,7 @@ class Monitor:
     def _keep(self, loaded: Loaded, results: Sequence[Measurement], started: str, seconds: float) -> None:
         """Into the store, under keys that hold a checksum of the weights as they are now."""
         assert self._check is not None
-        ref, identity = loaded.ref, Identity(f"live:{self._study.name}", None, checksum(loaded.model))
+        ref, identity = loaded.ref, Identity(f"live:{self._experiment.name}", None, checksum(loaded.model))
         notes = ("measured while it trained; the fingerprint is a checksum of the weights, not a hash of files",)
         about = provenance(loaded, identity, notes, self._protocol, self._check, started, seconds)
         keys = {}
@@ -131,7 +133,7 @@ class Monitor:
             self.store.write(ref, keys[result.measure], result, about)
         now = ref.step or 0
         self._units = {step: unit for step, unit in self._units.items() if step < now} | {now: Unit(ref, "done", keys)}
-        self.store.write_run(RunFile(self._study.model_dump(mode="json"), tuple(self._units.values())))
+        self.store.write_run(RunFile(self._experiment.model_dump(mode="json"), tuple(self._units.values())))
 
 
 def watch(trainer: Trainer, terms: str | Sequence[str], out: Path | str, **settings: Any) -> Monitor:

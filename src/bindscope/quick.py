@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bindscope.checkpoints.load import Loaded
 from bindscope.errors import PromptError, SpanError, UnknownName
-from bindscope.measure.checkpoint import measure
-from bindscope.models.load import Loaded
+from bindscope.measures.checkpoint import measure
+from bindscope.prompts.build import carriers
+from bindscope.prompts.library import library, read
+from bindscope.prompts.spans import encode, locate
 from bindscope.records import Prompt, Protocol, Term
-from bindscope.terms.library import library, read
-from bindscope.terms.prompts import carriers
-from bindscope.terms.spans import encode, locate
 
 
 @dataclass(frozen=True)

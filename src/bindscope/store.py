@@ -67,7 +67,7 @@ class Unit:
 class RunFile:
     """`run.json`: the study as asked, and its units in order."""
 
-    study: dict[str, Any]
+    experiment: dict[str, Any]
     units: tuple[Unit, ...]
 
 
@@ -172,7 +172,7 @@ class Store:
                 Unit(CheckpointRef(**u.pop("checkpoint")), **u | {"flags": tuple(u.get("flags", ()))})
                 for u in raw["units"]
             )
-            return RunFile(raw["study"], units)
+            return RunFile(raw["experiment"], units)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"cannot read {path}: {error}; run `bindscope run` with this folder again") from error
 

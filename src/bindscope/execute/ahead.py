@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 
-from bindscope.models import disk
-from bindscope.models.files import Source, Sources, check, fetch
+from bindscope.checkpoints import disk
+from bindscope.checkpoints.files import Source, Sources, check, fetch
 from bindscope.store import Store
 
 

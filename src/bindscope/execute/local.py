@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
+from bindscope.checkpoints import disk
 from bindscope.execute.ahead import Ahead
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import attempt, hardware
-from bindscope.models import disk
+from bindscope.experiment import Experiment
 from bindscope.store import Store
-from bindscope.study import Study
 
 
-def run(study: Study, store: Store, watcher: Watcher, options: Options | None = None) -> Outcome:
+def run(experiment: Experiment, store: Store, watcher: Watcher, options: Options | None = None) -> Outcome:
     """Measure every checkpoint of the study that the store does not hold yet.
 
     A unit that fails is recorded with its reason and its traceback, and the others go on; StoreError stops the run,
     since nothing could be kept. Interrupting loses at most the pass in work. Raises RequestError as `Sweep` does.
     """
     options = options or Options()
-    sweep = Sweep(study, store, watcher, options, hardware(study.dtype))
+    sweep = Sweep(experiment, store, watcher, options, hardware(experiment.dtype))
     arrived: dict[int, Future[None]] = {}
     with Ahead(store) as ahead:
         for n, i in enumerate(sweep.waiting):

@@ -21,19 +21,19 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.file_download import repo_folder_name
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from bindscope.checkpoints.files import Sources, fetch, identify
+from bindscope.checkpoints.load import load, pick_device, pick_dtype
+from bindscope.checkpoints.memory import Batch, Memory, memory
+from bindscope.checkpoints.suites import Row, suites
+from bindscope.checkpoints.tokenizer import WEIGHTS, load_tokenizer, loading
+from bindscope.engine.generate import BATCH_TOKENS
+from bindscope.engine.prepare import tokenized
 from bindscope.errors import BindscopeError, ModelError
 from bindscope.execute.sweep import plan as checkpoints
 from bindscope.execute.work import Work, rates, work
-from bindscope.measure.checkpoint import tables
-from bindscope.measure.generation import BATCH_TOKENS
-from bindscope.measure.prepare import tokenized
-from bindscope.models.files import Sources, fetch, identify
-from bindscope.models.load import load, pick_device, pick_dtype
-from bindscope.models.memory import Batch, Memory, memory
-from bindscope.models.suites import Row, suites
-from bindscope.models.tokenizer import WEIGHTS, load_tokenizer, loading
+from bindscope.experiment import Experiment
+from bindscope.measures.checkpoint import tables
 from bindscope.records import CheckpointRef, Prompt, Protocol
-from bindscope.study import Study
 
 #: Checkpoints that the hub is asked for at a time.
 _ASKED = 8
@@ -63,7 +63,7 @@ class Cost:
 class Plan:
     """units: checkpoints times tables; prompts: how many of each task; cache: where downloads go; free: bytes there."""
 
-    study: str
+    experiment: str
     protocol: str
     device: str
     dtype: str
@@ -92,29 +92,33 @@ class Plan:
 Known = Sources | BindscopeError | None
 
 
-def plan(study: Study, *, offline: bool = False, probe: bool = True) -> Plan:
+def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -> Plan:
     """offline: ask no hub; probe: load a checkpoint of each suite that is at hand, and time two prompts on it.
 
     Raises RequestError for a study that could not be run.
     """
-    prompts, units = study.build_prompts(), checkpoints(study)
-    chosen = {suite.name: suite for asked in study.suites for suite in suites(asked)}
-    names, device, cache = tables(study.measures), pick_device(), Path(constants.HF_HUB_CACHE)
+    prompts, units = experiment.build_prompts(), checkpoints(experiment)
+    chosen = {suite.name: suite for asked in experiment.suites for suite in suites(asked)}
+    names, device, cache = tables(experiment.measures), pick_device(), Path(constants.HF_HUB_CACHE)
     home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     with _hub_left_alone(offline):
         known = _ask([ref for ref, _ in units])
         found = [
             _Suite(
-                study, prompts, study.protocol_of(suite.bos), {ref: known[ref] for ref in suite.checkpoints}, suite.row
+                experiment,
+                prompts,
+                experiment.protocol_of(suite.bos),
+                {ref: known[ref] for ref in suite.checkpoints},
+                suite.row,
             )
             for suite in chosen.values()
         ]
         costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
     return Plan(
-        study.name,
-        study.protocol,
+        experiment.name,
+        experiment.protocol,
         device,
-        str(pick_dtype(study.dtype, device)).removeprefix("torch."),
+        str(pick_dtype(experiment.dtype, device)).removeprefix("torch."),
         len({p.term for p in prompts if p.group == "real"}),
         dict(Counter(p.task for p in prompts)),
         names,
@@ -175,7 +179,7 @@ def _blob(repo: str, content: str) -> Path:
 class _Suite:
     """What the cost of a suite follows from."""
 
-    study: Study
+    experiment: Experiment
     prompts: Sequence[Prompt]
     protocol: Protocol
     known: dict[CheckpointRef, Known]
@@ -221,7 +225,7 @@ class _Suite:
         return {(ref.repo, ref.label): self.row.parameters * getattr(torch, self.row.dtype).itemsize}
 
     def _effort(self, here: Sequence[CheckpointRef], probe: bool) -> _Effort:
-        dtype = pick_dtype(self.study.dtype, pick_device())
+        dtype = pick_dtype(self.experiment.dtype, pick_device())
         held = Memory(self.row.parameters * dtype.itemsize if self.row and self.row.parameters else None)
         loaded, seconds = None, None
         try:
@@ -229,12 +233,12 @@ class _Suite:
             if probe and here:
                 known = self.known[here[0]]
                 sources = known if isinstance(known, Sources) else None
-                loaded = load(here[0], bos=self.protocol.bos, dtype=self.study.dtype, sources=sources)
+                loaded = load(here[0], bos=self.protocol.bos, dtype=self.experiment.dtype, sources=sources)
                 words, config = loaded.tokenizer, loaded.model.config
             else:
                 words, config = self._described()
             asked = [tokenized(words, prompt, self.protocol.bos) for prompt in self.prompts]
-            amount = work(words, asked, self.protocol, tables(self.study.measures))
+            amount = work(words, asked, self.protocol, tables(self.experiment.measures))
             held = memory(
                 config, dtype, Batch(amount.batch, amount.scored, amount.band, BATCH_TOKENS if amount.written else 0)
             )

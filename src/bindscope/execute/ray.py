@@ -20,9 +20,9 @@ from bindscope.errors import MeasureError, RequestError, StoreError
 from bindscope.execute.ahead import bring, remove
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import Job, Result, attempt, hardware
+from bindscope.experiment import Experiment
 from bindscope.records import Prompt
 from bindscope.store import Store
-from bindscope.study import Study
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself, without its warning
@@ -58,7 +58,9 @@ class _Found:
     shards: dict[str, bytes]
 
 
-def run(study: Study, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL) -> Outcome:
+def run(
+    experiment: Experiment, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL
+) -> Outcome:
     """As `local.run`, with the checkpoints measured side by side by the workers of a cluster.
 
     A checkpoint takes a GPU if the cluster has any, else as many cores as torch has threads here, so that its numbers
@@ -70,7 +72,7 @@ def run(study: Study, store: Store, watcher: Watcher, options: Options | None = 
     with _cluster(address):
         needs, threads = _needs()
         sweep = Sweep(
-            study, store, watcher, options, ray.get(ray.remote(hardware).options(**needs).remote(study.dtype))
+            experiment, store, watcher, options, ray.get(ray.remote(hardware).options(**needs).remote(experiment.dtype))
         )
         place, prompts = _Place(store.root.resolve(), mark, threads, options.evict), ray.put(sweep.prompts)
         task = ray.remote(_unit).options(max_retries=_RETRIES, **needs)

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
+from bindscope.checkpoints import disk, fingerprint
+from bindscope.checkpoints.files import Sources, identify
+from bindscope.checkpoints.fingerprint import Fingerprint
+from bindscope.checkpoints.suites import Suite, suites
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError
 from bindscope.execute.unit import REMEDY, Job, Result, twins
-from bindscope.measure.checkpoint import key_parts, steps, tables
-from bindscope.models import disk, fingerprint
-from bindscope.models.files import Sources, identify
-from bindscope.models.fingerprint import Fingerprint
-from bindscope.models.suites import Suite, suites
+from bindscope.experiment import Experiment
+from bindscope.measures.checkpoint import key_parts, steps, tables
 from bindscope.records import CheckpointRef, Protocol
 from bindscope.store import RunFile, Store, Unit, result_key
-from bindscope.study import Study
 
 #: Checkpoints that the hub is asked for at a time.
 _ASKED = 8
@@ -58,11 +58,17 @@ class Sweep:
     do not fit on the disk. A checkpoint that cannot be identified is a failed unit."""
 
     def __init__(
-        self, study: Study, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
+        self, experiment: Experiment, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
     ) -> None:
-        self.study, self.store, self.watcher, self.options, self.hardware = study, store, watcher, options, hardware
-        self.prompts = study.build_prompts()
-        self._plan = plan(study)
+        self.experiment, self.store, self.watcher, self.options, self.hardware = (
+            experiment,
+            store,
+            watcher,
+            options,
+            hardware,
+        )
+        self.prompts = experiment.build_prompts()
+        self._plan = plan(experiment)
         self._units = [Unit(ref, "pending", {}) for ref, _ in self._plan]
         self._errors: list[BindscopeError] = []
         self._keys: dict[int, dict[str, str]] = {}
@@ -82,7 +88,7 @@ class Sweep:
 
         def one(ref: CheckpointRef) -> Sources | BindscopeError:
             try:
-                return identify(ref, code=ref.repo in self.study.trusted())
+                return identify(ref, code=ref.repo in self.experiment.trusted())
             except BindscopeError as error:
                 return error
             except Exception as error:  # whatever it is, it is one checkpoint's
@@ -121,7 +127,7 @@ class Sweep:
             device, dtype = self.hardware
             keys = {
                 name: result_key(sources.identity, dtype, device, *key_parts(name, self.prompts, protocol))
-                for name in tables(self.study.measures)
+                for name in tables(self.experiment.measures)
             }
             faults = {name: self.store.fault(ref, name, key) for name, key in keys.items()}
             for fault in filter(None, faults.values()):
@@ -161,13 +167,13 @@ class Sweep:
             ref,
             protocol,
             self._found[i],
-            self.study.dtype,
+            self.experiment.dtype,
             self.hardware,
             self._missing[i],
             self._suite(i),
             self._said(i),
             self.options.accept,
-            ref.repo in self.study.trusted(),
+            ref.repo in self.experiment.trusted(),
         )
 
     def _suite(self, i: int) -> tuple[Fingerprint, ...]:
@@ -210,17 +216,17 @@ class Sweep:
     def _record(self) -> None:
         for i, known in self._prints.items():
             self._units[i] = replace(self._units[i], weights=known.weights, flags=self._said(i))
-        self.store.write_run(RunFile(self.study.model_dump(mode="json"), tuple(self._units)))
+        self.store.write_run(RunFile(self.experiment.model_dump(mode="json"), tuple(self._units)))
 
     def outcome(self) -> Outcome:
         return Outcome(tuple(self._units), self._measured, tuple(self._errors))
 
 
-def plan(study: Study) -> list[tuple[CheckpointRef, Protocol]]:
+def plan(experiment: Experiment) -> list[tuple[CheckpointRef, Protocol]]:
     """Checkpoints in order, each once. Raises RequestError where two different suites go by one name."""
     chosen: dict[str, Suite] = {}
-    for found in (found for asked in study.suites for found in suites(asked)):
+    for found in (found for asked in experiment.suites for found in suites(asked)):
         if (known := chosen.setdefault(found.name, found)) != found:
             places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
             raise RequestError(f"two suites are called {found.name!r} ({places}); rename one, or name it once")
-    return [(ref, study.protocol_of(found.bos)) for found in chosen.values() for ref in found.checkpoints]
+    return [(ref, experiment.protocol_of(found.bos)) for found in chosen.values() for ref in found.checkpoints]

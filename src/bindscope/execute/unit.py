@@ -13,15 +13,15 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from bindscope.checkpoints import fingerprint
+from bindscope.checkpoints.files import Sources, fetch
+from bindscope.checkpoints.fingerprint import Fingerprint
+from bindscope.checkpoints.load import Loaded, load, pick_device, pick_dtype
+from bindscope.engine.attention import NAME
+from bindscope.engine.batches import out_of_memory
+from bindscope.engine.selfcheck import SelfCheck
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError, StoreError
-from bindscope.measure.attention import NAME
-from bindscope.measure.checkpoint import EDITED, READ, measure
-from bindscope.measure.memory import out_of_memory
-from bindscope.measure.selfcheck import SelfCheck
-from bindscope.models import fingerprint
-from bindscope.models.files import Sources, fetch
-from bindscope.models.fingerprint import Fingerprint
-from bindscope.models.load import Loaded, load, pick_device, pick_dtype
+from bindscope.measures.checkpoint import EDITED, READ, measure
 from bindscope.records import CheckpointRef, Dtype, Identity, Prompt, Protocol, Provenance
 from bindscope.store import Store
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bindscope.measure.ablation import evaluated, ranked_on
-from bindscope.measure.ablation import steps as conditions
-from bindscope.measure.attention import hooked
-from bindscope.measure.checkpoint import EDITED, WRITTEN, draws, used
-from bindscope.measure.forward import BATCH_TOKENS, Row, read
-from bindscope.measure.generation import MAX_TOKENS, Draw, distinct, write
-from bindscope.measure.prepare import Item, neutral_text, premise_rows
-from bindscope.measure.selfcheck import self_check
-from bindscope.models.load import Loaded
+from bindscope.checkpoints.load import Loaded
+from bindscope.engine.attention import hooked
+from bindscope.engine.forward import BATCH_TOKENS, Row, read
+from bindscope.engine.generate import MAX_TOKENS, Draw, distinct, write
+from bindscope.engine.prepare import Item, neutral_text, premise_rows
+from bindscope.engine.selfcheck import self_check
+from bindscope.measures.ablation import evaluated, ranked_on
+from bindscope.measures.ablation import steps as conditions
+from bindscope.measures.checkpoint import EDITED, WRITTEN, draws, used
+from bindscope.prompts.spans import encode
 from bindscope.records import Protocol
-from bindscope.terms.spans import encode
 
 #: Seconds that are long enough to be timed.
 _TIMED = 0.5

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.errors import RequestError, StoreError
 from bindscope.export import dataset, lm_eval, results
 from bindscope.store import Store
@@ -25,8 +25,8 @@ def export(source: str, to: Target, out: Path) -> list[Path]:
             raise RequestError(f"{out} is not an empty folder; name a new one, so that no file of it is overwritten")
         if to == "parquet":
             return results.write(Store(source, create=False), out)
-        study = studies.load(source)
-        return lm_eval.write(study, out) if to == "lm-eval" else dataset.write(study, out)
+        experiment = experiments.load(source)
+        return lm_eval.write(experiment, out) if to == "lm-eval" else dataset.write(experiment, out)
     except OSError as error:
         raise RequestError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
     except StoreError as error:

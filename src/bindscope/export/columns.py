@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from bindscope.errors import PromptError
+from bindscope.prompts.jsonl import rows
 from bindscope.records import Prompt, Task
-from bindscope.terms.jsonl import rows
 
 
 class Column(NamedTuple):

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from bindscope.experiment import Experiment
 from bindscope.export.columns import COLUMNS, table
 from bindscope.records import Task
-from bindscope.study import Study
 
 #: What a row of each table is.
 _ROWS: dict[Task, str] = {
@@ -22,25 +22,25 @@ _ROWS: dict[Task, str] = {
 }
 
 
-def write(study: Study, folder: Path) -> list[Path]:
+def write(experiment: Experiment, folder: Path) -> list[Path]:
     """`data/TASK.parquet` for each task that the study has, and README.md."""
-    prompts = study.build_prompts()
+    prompts = experiment.build_prompts()
     tables = {task: found for task in COLUMNS if (found := table(prompts, task)).num_rows}
     files = [folder / "data" / f"{task}.parquet" for task in tables]
     (folder / "data").mkdir(parents=True)
     for path, found in zip(files, tables.values(), strict=True):
         pq.write_table(found, path)
     card = folder / "README.md"
-    front = yaml.safe_dump(_front(study, tables), sort_keys=False, allow_unicode=True)
-    card.write_text(f"---\n{front}---\n\n{_text(study, tables)}", encoding="utf-8")
+    front = yaml.safe_dump(_front(experiment, tables), sort_keys=False, allow_unicode=True)
+    card.write_text(f"---\n{front}---\n\n{_text(experiment, tables)}", encoding="utf-8")
     return [card, *files]
 
 
-def _front(study: Study, tables: dict[Task, pa.Table]) -> dict[str, Any]:
+def _front(experiment: Experiment, tables: dict[Task, pa.Table]) -> dict[str, Any]:
     """What `datasets` and the hub read. Licence and language are known of the shipped texts only."""
-    known = {"license": "mit", "language": ["en"]} if _shipped(study) else {}
+    known = {"license": "mit", "language": ["en"]} if _shipped(experiment) else {}
     return known | {
-        "pretty_name": f"bindscope prompts: {study.name}",
+        "pretty_name": f"bindscope prompts: {experiment.name}",
         "configs": [
             {"config_name": task, "data_files": [{"split": "test", "path": f"data/{task}.parquet"}]} for task in tables
         ],
@@ -51,9 +51,11 @@ def _front(study: Study, tables: dict[Task, pa.Table]) -> dict[str, Any]:
     }
 
 
-def _shipped(study: Study) -> bool:
+def _shipped(experiment: Experiment) -> bool:
     """Whether every text comes with bindscope."""
-    return study.prompts is None and not any(n.endswith((".yaml", ".yml")) for n in (*study.terms, *study.controls))
+    return experiment.prompts is None and not any(
+        n.endswith((".yaml", ".yml")) for n in (*experiment.terms, *experiment.controls)
+    )
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:
@@ -65,12 +67,13 @@ def _feature(field: pa.Field) -> dict[str, Any]:
     return {"name": field.name, "dtype": str(field.type)}
 
 
-def _text(study: Study, tables: dict[Task, pa.Table]) -> str:
-    about = f"{study.about}\n\n" if study.about else ""
-    rights = "" if _shipped(study) else "Some texts are not bindscope's: their authors state the licence. "
+def _text(experiment: Experiment, tables: dict[Task, pa.Table]) -> str:
+    about = f"{experiment.about}\n\n" if experiment.about else ""
+    rights = "" if _shipped(experiment) else "Some texts are not bindscope's: their authors state the licence. "
     return (
-        f"# {study.name}\n\n{about}Prompts of a bindscope study, written by bindscope {version('bindscope')}. {rights}"
-        "A row is a prompt; written as a line of JSON it is one of a study's `prompts:`.\n"
+        f"# {experiment.name}\n\n{about}Prompts of a bindscope experiment, "
+        f"written by bindscope {version('bindscope')}. {rights}"
+        "A row is a prompt; written as a line of JSON it is one of an experiment's `prompts:`.\n"
         + "".join(_section(task, found.num_rows) for task, found in tables.items())
     )
 

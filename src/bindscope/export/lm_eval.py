@@ -16,51 +16,51 @@ import pyarrow.parquet as pq
 import yaml
 
 from bindscope.errors import RequestError
+from bindscope.experiment import Experiment
 from bindscope.export.columns import table
+from bindscope.prompts.build import build
 from bindscope.records import Format, Order, Prompt
-from bindscope.study import Study
-from bindscope.terms.prompts import build
 
 #: acc is the score raw, acc_bytes the score per_byte; acc_norm divides by characters, the same where all are ASCII.
 METRICS = ("acc", "acc_norm", "acc_bytes")
 
 
-def write(study: Study, folder: Path) -> list[Path]:
+def write(experiment: Experiment, folder: Path) -> list[Path]:
     """The tasks of a study and their group. Raises RequestError where it asks no recognition questions."""
-    group = "bindscope_" + re.sub(r"[^\w.-]+", "-", study.name, flags=re.ASCII)
-    tables = {f"{group}_{form}": table(prompts, "recognition") for form, prompts in questions(study).items()}
+    group = "bindscope_" + re.sub(r"[^\w.-]+", "-", experiment.name, flags=re.ASCII)
+    tables = {f"{group}_{form}": table(prompts, "recognition") for form, prompts in questions(experiment).items()}
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, asked in tables.items():
         data, task = folder / f"{name}.parquet", folder / f"{name}.yaml"
         pq.write_table(asked, data)
-        _yaml(task, _task(name, data, study.name))
+        _yaml(task, _task(name, data, experiment.name))
         files += [task, data]
     whole = folder / f"{group}.yaml"
     _yaml(whole, {"group": group, "task": list(tables)})
     return [whole, *files]
 
 
-def questions(study: Study) -> dict[str, tuple[Prompt, ...]]:
+def questions(experiment: Experiment) -> dict[str, tuple[Prompt, ...]]:
     """Form -> the questions in it: listed in each order of the options, and cloze. A prompt file has forms of its own.
 
     Raises RequestError where there are none.
     """
-    if study.prompts is None:
-        terms = study.selected()
+    if experiment.prompts is None:
+        terms = experiment.selected()
         forms = {f"listed_{order}": build(terms, "listed", order) for order in get_args(Order)}
         forms["cloze"] = build(terms, "cloze")
     else:
-        read = study.build_prompts()
+        read = experiment.build_prompts()
         forms = {form: tuple(p for p in read if p.format == form) for form in get_args(Format)}
     asked = {form: tuple(p for p in prompts if p.task == "recognition") for form, prompts in forms.items()}
     found = {form: prompts for form, prompts in asked.items() if prompts}
     if not found:
-        raise RequestError(f"{study.name} asks no recognition questions, so lm-eval would have nothing to score")
+        raise RequestError(f"{experiment.name} asks no recognition questions, so lm-eval would have nothing to score")
     return found
 
 
-def _task(name: str, data: Path, study: str) -> dict[str, Any]:
+def _task(name: str, data: Path, experiment: str) -> dict[str, Any]:
     return {
         "task": name,
         "dataset_path": "parquet",
@@ -73,7 +73,7 @@ def _task(name: str, data: Path, study: str) -> dict[str, Any]:
         "target_delimiter": " ",
         "num_fewshot": 0,
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in METRICS],
-        "metadata": {"version": 1.0, "study": study, "bindscope": version("bindscope")},
+        "metadata": {"version": 1.0, "study": experiment, "bindscope": version("bindscope")},
     }
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bindscope.errors import PromptError
+from bindscope.prompts.library import library
+from bindscope.prompts.spans import Encoded, encode, locate
 from bindscope.replicate.checks import gold
 from bindscope.replicate.numbers import effects, gains, pairs, paper, spearman
 from bindscope.replicate.published import Published
 from bindscope.stats.compare import permutation_p
-from bindscope.terms.library import library
-from bindscope.terms.spans import Encoded, encode, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -35,7 +35,7 @@ def write(first: Store, second: Store) -> tuple[Path, Changes]:
         "compared.html.j2",
         first=str(first.root),
         second=str(second.root),
-        names=[r.study["name"] for r in (first.read_run(), second.read_run())],
+        names=[r.experiment["name"] for r in (first.read_run(), second.read_run())],
         notes=found.notes,
         figure=figure,
         drawing=lambda f: Markup(inline(document, f.name)),

@@ -52,9 +52,9 @@ def failed(run: RunFile) -> list[dict[str, str]]:
     return [{"name": _name(unit), "reason": unit.reason or ""} for unit in run.units if unit.status == "failed"]
 
 
-def study_file(run: RunFile) -> str:
+def experiment_file(run: RunFile) -> str:
     """The study as a file that runs again: what is not set is left out, paths are made absolute."""
-    asked = {name: value for name, value in run.study.items() if value not in (None, [], "", {})}
+    asked = {name: value for name, value in run.experiment.items() if value not in (None, [], "", {})}
     if "prompts" in asked:
         asked = {name: value for name, value in asked.items() if name not in _OF_TERMS}
         asked["prompts"] = _placed(str(asked["prompts"]))
@@ -97,10 +97,10 @@ def _how(run: RunFile, shards: list[dict[str, Any]]) -> list[tuple[str, str]]:
     for p in shards:
         for name, value in how(p).items():
             per.setdefault(name, {}).setdefault(value, []).append(p["checkpoint"]["suite"])
-    shown = [("Terms and prompts", ", ".join(run.study.get("terms") or []) or str(run.study.get("prompts")))]
-    shown.append(("Measures", ", ".join(run.study.get("measures") or [])))
-    if run.study.get("controls"):
-        shown.append(("Control groups", ", ".join(run.study["controls"])))
+    shown = [("Terms and prompts", ", ".join(run.experiment.get("terms") or []) or str(run.experiment.get("prompts")))]
+    shown.append(("Measures", ", ".join(run.experiment.get("measures") or [])))
+    if run.experiment.get("controls"):
+        shown.append(("Control groups", ", ".join(run.experiment["controls"])))
     for name, values in per.items():
         if len(values) == 1:
             shown += [(name, value) for value in values]

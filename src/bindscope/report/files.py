@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bindscope.report import html, paper
 from bindscope.report.content import Content, compose
-from bindscope.report.facts import study_file
+from bindscope.report.facts import experiment_file
 from bindscope.report.figure import pdf, png
 from bindscope.report.table import latex, markdown
 from bindscope.stats.analysis import Analysis
@@ -14,8 +14,8 @@ from bindscope.store import Store
 
 
 def write(store: Store, analysis: Analysis | None, with_paper: bool = False) -> list[Path]:
-    """Draw the report of a results folder: report.html (the first path returned), figures/, tables/, study.yaml, and
-    paper.pdf where asked for (the last).
+    """Draw the report of a results folder: report.html (the first path returned), figures/, tables/,
+    experiment.yaml, and paper.pdf where asked for (the last).
 
     analysis: of the same folder, None for a run that asks no recognition questions. Raises StoreError where the results
     cannot be read or the report cannot be written.
@@ -42,4 +42,4 @@ def _beside(store: Store, content: Content) -> None:
         made.add(store.write_text(f"tables/{table.name}.tex", latex(table)))
     for old in {path for folder in ("figures", "tables") for path in (store.root / folder).glob("*.*")} - made:
         old.unlink()
-    store.write_text("study.yaml", study_file(content.found.run))
+    store.write_text("experiment.yaml", experiment_file(content.found.run))

@@ -61,7 +61,7 @@ def write(store: Store, content: Content) -> Path:
     found, binding = content.found, studied(content.found.binding)
     page = render(
         "report.html.j2",
-        study=found.run.study,
+        experiment=found.run.experiment,
         content=content,
         contents=_contents(content),
         missing=missing(found.run),

@@ -68,12 +68,12 @@ def _data(store: Store, content: Content) -> dict[str, Any]:
     )
     given = dict(known["facts"])
     return {
-        "title": f"{line(run.study['name'])}: when are terms bound, when are they known?",
-        "about": line(run.study.get("about") or ""),
+        "title": f"{line(run.experiment['name'])}: when are terms bound, when are they known?",
+        "about": line(run.experiment.get("about") or ""),
         "made": f"Made by bindscope {version('bindscope')} from stored results.",
         "asked": content.asked,
         "answer": content.answer,
-        "measures": ", ".join(run.study.get("measures") or []),
+        "measures": ", ".join(run.experiment.get("measures") or []),
         "format": "Format of the questions: "
         f"{given.get('Format', 'it differs between checkpoints, see the run facts')}.",
         "many": content.many,

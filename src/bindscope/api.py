@@ -1,0 +1,367 @@
+"""The functions of `import bindscope as bs`: each wraps what the command of the same name calls.
+
+Importing this file loads no torch; a function loads what it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bindscope.errors import ModelError, PromptError, RequestError
+from bindscope.records import Bos, CheckpointRef, Dtype, Term
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from bindscope.checkpoints.load import Loaded
+    from bindscope.experiment import Experiment
+    from bindscope.quick import Look
+    from bindscope.report.figure import Figure
+    from bindscope.stats.analysis import Analysis
+    from bindscope.store import Store
+
+#: A term set, a term, the path of a YAML file of terms, a `Term`; or several of these.
+Terms = str | Path | Term | Iterable[str | Path | Term]
+
+_COLUMNS = (
+    "term", "tokens", "k", "prompts", "eb_star", "eb_star_mass", "null_mean", "null_n", "excess", "percentile",
+    "best_layer", "reason",
+)  # fmt: skip
+_REAL = ("eb_star", "eb_star_mass", "null_mean", "excess", "percentile")
+#: What is shown of the table where there is little room, and how it is called there.
+_SHOWN = {
+    "term": "term", "k": "k", "eb_star": "EB*", "eb_star_mass": "EB*_mass", "null_mean": "null", "excess": "excess",
+    "percentile": "percentile", "prompts": "prompts", "reason": "reason",
+}  # fmt: skip
+_LOG = logging.getLogger("bindscope")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found. It is shown as a table; `frame` and `heads` are data frames, `figure` is the head map.
+
+    checkpoint: what was measured, its name that of the class where it came from no checkpoint; dtype, device: of the
+    weights; bos: what stood in front of the prompts; looks: the numbers, a `Look` for each term.
+    """
+
+    checkpoint: CheckpointRef
+    dtype: str
+    device: str
+    bos: Bos
+    looks: tuple[Look, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per term, means over its prompts.
+
+        term; tokens: as the model sees it; k: how many; prompts: with a value; eb_star: EB* = max over layers of
+        (largest - mean head of BSI), BSI the mean attention A[s_i, s_j], i > j, inside the term (Tran 2026), in [0, 1];
+        eb_star_mass: the same from summed attention, free of k; null_mean: mean EB* of null_n windows of k tokens
+        without the term; excess: eb_star less null_mean; percentile: rank of eb_star among the windows, in (0, 1];
+        best_layer: from 0; reason: why a value is missing (NaN), None where none is.
+        """
+        rows = [[getattr(look, column) for column in _COLUMNS] for look in self.looks]
+        frame = pd.DataFrame(rows, columns=list(_COLUMNS))
+        kinds: dict[Any, Any] = dict.fromkeys(("k", "best_layer"), "Int64")
+        return frame.astype(kinds | dict.fromkeys(_REAL, "float64"))
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """A row per term and head; no rows of a term without a value.
+
+        term; layer, head: from 0; bsi: mean over the term's prompts, in [0, 1]; null_bsi: mean of the same head over
+        windows of k tokens without the term; excess: bsi less null_bsi, NaN as in `frame`; previous_token_score: mean
+        attention to the token before, on neutral text; rank, previous_token_rank: 1 is the highest of the model.
+        """
+        parts = []
+        for look in (look for look in self.looks if look.k is not None):
+            part = pd.DataFrame([vars(head) for head in look.heads])
+            part["term"], part["rank"] = look.term, range(1, len(part) + 1)
+            null = np.array(look.null_bsi) if look.null_bsi else np.full(np.shape(look.bsi), np.nan)
+            part["null_bsi"] = null[part["layer"], part["head"]]
+            part["excess"] = part["bsi"] - part["null_bsi"]
+            parts.append(part.sort_values(["layer", "head"]))
+        columns = ["term", "layer", "head", "bsi", "null_bsi", "excess", "previous_token_score", "rank"]
+        columns.append("previous_token_rank")
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+    @property
+    def figure(self) -> Figure:
+        """Every head: BSI, excess over its own windows, previous-token score; means over the terms that have a value.
+
+        It draws itself in a notebook; `.chart` is the Altair chart, `.text` says what there is to see. Raises
+        PromptError where no term has a value.
+        """
+        from bindscope.report.maps import head_map
+
+        table = self.heads
+        if table.empty:
+            raise PromptError(f"no term has a value, so there is nothing to draw: {self.looks[0].reason}")
+        mean = table.drop(columns=["term", "rank"]).groupby(["layer", "head"], as_index=False).mean()
+        mean["rank"] = mean["bsi"].rank(ascending=False, method="first").astype(int)
+        return head_map(mean.assign(**self.checkpoint.columns))
+
+    def __repr__(self) -> str:
+        return f"{self._about()}\n{self._short().to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}"
+
+    def _repr_html_(self) -> str:
+        table = self._short().to_html(index=False, na_rep="-", float_format="{:.3f}".format, border=0)
+        return f"<p>{escape(self._about())}</p>{table}"
+
+    def _about(self) -> str:
+        ref = self.checkpoint
+        return f"{ref.suite}, {ref.label}: {self.dtype} on {self.device}, BOS {self.bos}"
+
+    def _short(self) -> pd.DataFrame:
+        table = self.frame[list(_SHOWN)].rename(columns=_SHOWN)
+        return table.drop(columns="reason") if table["reason"].isna().all() else table
+
+
+def measure(
+    model: torch.nn.Module | Loaded,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    terms: Terms = (),
+    *,
+    prompt: str | None = None,
+    bos: Bos | None = None,
+) -> Measured:
+    """How strongly the heads of a model that you hold bind each term, against the null.
+
+    model: a causal language model of transformers, also inside torch.compile, PEFT or DistributedDataParallel, on any
+    device, quantised or not; or what `load` returns, which brings its tokenizer. tokenizer: a fast one, of
+    transformers. terms: see `terms`. prompt: a text that holds the terms, in place of the carrier sentences. bos: "on",
+    "off" or "default", what the tokenizer does; left out, the choice of a loaded checkpoint, else "default".
+
+    The model is given back as it was: weights, gradients, modes, hooks, attention implementation, random numbers.
+
+    Raises RequestError for what is no model, tokenizer or term; ModelError, UnsupportedArchitecture for a model that
+    cannot be read; SpanError where a term is absent from `prompt`. A term that is one token has no value, and a reason.
+
+    >>> found = bs.measure(bs.load("tiny"), terms=["screen reader", "alt text"])
+    >>> found.frame[["term", "k", "eb_star", "excess"]].round(2)
+                term  k  eb_star  excess
+    0  screen reader  2     0.66     0.2
+    1       alt text  2     0.66     0.2
+    """
+    from bindscope.checkpoints.borrow import borrowed, inner
+    from bindscope.checkpoints.load import Loaded
+    from bindscope.quick import look
+
+    ref = None
+    if isinstance(model, Loaded):
+        ref, tokenizer, bos = model.ref, tokenizer or model.tokenizer, bos or model.bos
+    held, words, chosen = _model(model), _tokenizer(tokenizer), _terms(terms)
+    ref = ref or CheckpointRef(type(inner(held)).__name__, "model", "in memory")
+    with borrowed(held, words, name=ref.suite, bos=bos or "default") as loaded:
+        looks = look(loaded, chosen, prompt, heads=loaded.layers * loaded.heads)
+        return Measured(ref, loaded.dtype, str(loaded.device), loaded.bos, tuple(looks))
+
+
+def load(
+    name: str | Path, revision: str | int | None = None, *, bos: Bos | None = None, dtype: Dtype = "auto"
+) -> Loaded:
+    """One checkpoint by catalogue name, folder, .gguf file or hub id: its `.model`, in eval mode, and `.tokenizer`.
+
+    revision: a branch, tag, commit, checkpoint name or step; the last one if left out. bos: the suite's own choice if
+    left out. dtype: "auto" is bfloat16 on a GPU that has it, else float32. Raises UnknownName, ModelError.
+
+    >>> loaded = bs.load("tiny", 1000)
+    >>> loaded.ref.label, loaded.layers, loaded.heads
+    ('step 1,000', 5, 5)
+    """
+    from bindscope.checkpoints.load import load as load_checkpoint
+    from bindscope.checkpoints.suites import one
+
+    ref, suite = one(str(name), None if revision is None else str(revision))
+    loaded = load_checkpoint(ref, bos=bos or suite.bos, dtype=dtype)
+    for note in loaded.sources.notes if loaded.sources else ():
+        warnings.warn(note, stacklevel=2)
+    return loaded
+
+
+def terms(*names: Terms) -> tuple[Term, ...]:
+    """Terms by set or name of the library, in any case, or from a YAML file; any other text is a term of its own.
+
+    Raises RequestError where there are none, UnknownName for a mistyped set, and what is wrong with a file, by line.
+
+    >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
+    ['screen reader', 'skip link', 'alt text', 'cast iron']
+    """
+    return _terms([name for some in names for name in _each(some)])
+
+
+def audit(tokenizer: str | Path | PreTrainedTokenizerBase, terms: Terms = "a11y-41") -> pd.DataFrame:
+    """How a tokenizer cuts each term: a row per term, alone (`bare_*`) and inside a sentence (`prompt_*`).
+
+    tokenizer: one of transformers, a tokenizer.json, or a checkpoint's name. valid: two or more tokens in a sentence;
+    else `reason` says why it cannot be measured. Raises as `terms`; ModelError for a tokenizer that cannot be read.
+
+    >>> bs.audit("tiny", ["screen reader", "zebra"])[["term", "prompt_n", "valid"]]
+                term  prompt_n  valid
+    0  screen reader         2   True
+    1          zebra         4   True
+    """
+    from bindscope.checkpoints.tokenizer import tokenizer as named
+    from bindscope.prompts.audit import audit as cut
+
+    if isinstance(tokenizer, str | Path):
+        return cut(named(str(tokenizer)), str(tokenizer), _terms(terms))
+    words = _tokenizer(tokenizer)
+    return cut(words, words.name_or_path or type(words).__name__, _terms(terms))
+
+
+def run(experiment: str | Path | Experiment, out: str | Path, *, accept_flags: bool = False) -> Store:
+    """Measure every checkpoint of a study that the folder `out` does not hold yet, and give the results.
+
+    study: a built-in one by name, a .yaml file, or a `Experiment`. accept_flags: measure checkpoints whose weights are
+    flagged (two revisions hold the same, one has moved). What happens on the way goes to the logger "bindscope".
+    `bindscope report OUT` draws the page.
+
+    Raises RequestError for a wrong study, before anything is measured; the first checkpoint's error where all of them
+    failed. Where some failed it warns, and those are measured when it is called again.
+
+    >>> study = bs.Experiment(name="mine", suites="tiny@0,6000", terms="pilot-3")
+    >>> bs.run(study, folder).read("recognition")["step"].unique().tolist()
+    [0, 6000]
+    """
+    from bindscope.checkpoints.suites import suites
+    from bindscope.execute import local
+    from bindscope.execute.sweep import Options
+    from bindscope.experiment import Experiment
+    from bindscope.experiment import load as load_study
+    from bindscope.store import Store
+
+    wanted = experiment if isinstance(experiment, Experiment) else load_study(str(experiment))
+    wanted.build_prompts()  # what is wrong with the study is found before the folder is made
+    for name in wanted.suites:
+        suites(name)
+    store = Store(out)
+    with store.lock():
+        result = local.run(wanted, store, _Log(), Options(accept=accept_flags))
+    failed = [unit for unit in result.units if unit.status == "failed"]
+    if len(failed) == len(result.units):
+        raise result.errors[0]
+    if failed:
+        said = f"{failed[0].checkpoint.suite}, {failed[0].checkpoint.label}: {failed[0].reason}"
+        warnings.warn(f"{len(failed)} of {len(result.units)} checkpoints failed, first {said}", stacklevel=2)
+    return store
+
+
+def read(folder: str | Path) -> Store:
+    """The results of a run. `.read("binding")` is a data frame; docs/tables.md lists every table and column.
+
+    Raises StoreError where the folder holds none, or none that are whole.
+
+    >>> table = bs.read(folder).read("binding")
+    >>> table.groupby("step")["eb_star"].mean().round(2).to_dict()
+    {0: 0.0, 6000: 0.58}
+    """
+    from bindscope.store import Store
+
+    return Store(folder, create=False)
+
+
+def analyse(results: Store | str | Path) -> Analysis:
+    """Every claim of the study (Tran 2026) on a run, as published and as controlled, with intervals and n.
+
+    `.results` has a row per statistic, `.sentences` a sentence per claim; `.tables()` are all. results: what `run` or
+    `read` returns, or the folder. Raises StoreError where there is nothing to analyse.
+
+    >>> found = bs.analyse(folder)
+    >>> found.results.query("claim == 'C1-A' and reading == 'published'")[["quantity", "n"]]
+                                  quantity   n
+    2  rho(EB*, accuracy), all checkpoints  30
+    """
+    from bindscope.stats.analysis import analyse as compute
+
+    return compute(_store(results))
+
+
+def figures(results: Store | str | Path) -> dict[str, Figure]:
+    """Every figure that a run carries, by name. One draws itself in a notebook; `.chart` is the Altair chart, `.data`
+    the numbers in it, `.text` says what there is to see. Raises StoreError where the results cannot be read.
+
+    >>> list(bs.figures(folder))[:3]
+    ['emergence-log', 'emergence-linear', 'heads']
+    """
+    from bindscope.report.figures import figures as drawn
+    from bindscope.report.material import gather
+
+    store = _store(results)
+    known = None if store.read("recognition").empty else analyse(store)
+    return {figure.name: figure for figure in drawn(gather(store, known))}
+
+
+class _Log:
+    """What a run says on its way."""
+
+    def begin(self, units: int) -> None:
+        _LOG.info("%d checkpoints", units)
+
+    def unit(self, ref: CheckpointRef, steps: int) -> None:
+        _LOG.info("%s, %s: %d prompts to measure", ref.suite, ref.label, steps)
+
+    def progress(self, done: float) -> None:
+        pass
+
+    def end(self, ref: CheckpointRef, reason: str | None) -> None:
+        _LOG.info("%s, %s: %s", ref.suite, ref.label, reason or "done")
+
+    def note(self, text: str) -> None:
+        _LOG.warning("%s", text)
+
+
+def _store(results: Store | str | Path) -> Store:
+    return read(results) if isinstance(results, str | Path) else results
+
+
+def _each(chosen: Terms) -> list[str | Path | Term]:
+    return [chosen] if isinstance(chosen, str | Path | Term) else list(chosen)
+
+
+def _terms(chosen: Terms) -> tuple[Term, ...]:
+    from bindscope.quick import resolve
+
+    found: dict[str, Term] = {}
+    for name in _each(chosen):
+        if not isinstance(name, str | Path | Term):
+            raise RequestError(f"{name!r} is no term; give texts, names of sets, YAML files or Term records")
+        new = (name,) if isinstance(name, Term) else resolve([str(name)])
+        found |= {term.name: term for term in new}
+    if not found:
+        raise RequestError('no term is given; name one ("screen reader"), a set ("pilot-3") or a YAML file of terms')
+    return tuple(found.values())
+
+
+def _model(model: Any) -> torch.nn.Module:
+    """The model itself. Raises ModelError for its name, with the way to load it."""
+    from bindscope.checkpoints.load import Loaded
+
+    if isinstance(model, str | Path):
+        name = repr(str(model))
+        raise ModelError(f"the model is the text {name}; load it: bs.measure(bs.load({name}), terms=...)")
+    found: torch.nn.Module = model.model if isinstance(model, Loaded) else model
+    return found
+
+
+def _tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerBase
+
+    if tokenizer is None:
+        raise RequestError("there is no tokenizer; pass the model's own, as the second argument")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise RequestError(
+            f"the tokenizer is a {type(tokenizer).__name__}, and one of transformers is needed (AutoTokenizer, or "
+            "PreTrainedTokenizerFast(tokenizer_object=...) around one of the package tokenizers)"
+        )
+    return tokenizer

@@ -1,0 +1,310 @@
+"""What the model writes after a prompt: batched decoding that gives the tokens of one-at-a-time decoding.
+
+transformers' own `generate` decodes. Prompts are padded on the left where a probe shows that the model's logits do not
+feel it; otherwise, and where heads are edited at positions, only prompts of equal length go together, and every
+architecture is right that is right for one prompt. In a batch a logit differs in its last digits from the same logit
+alone; where the best two are closer than such a difference, the prompt is decoded again by itself. Sampling is greedy
+decoding of logits / temperature + Gumbel noise, which draws from softmax(logits / temperature) exactly (Gumbel-max);
+the noise comes from the prompt, the seed and the place of the token, so the batch has no part in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from bindscope.checkpoints.load import Loaded
+from bindscope.engine.batches import Fitting
+from bindscope.engine.prepare import Item
+from bindscope.errors import MeasureError, PromptError
+from bindscope.prompts.rubric import matches, rubric_score
+from bindscope.records import Measurement
+
+#: The grid of the study's sampling variability.
+TEMPERATURES = (0.0, 0.3, 0.7)
+SEEDS = (42, 123, 456, 789, 1024)
+#: New tokens where a prompt does not say (the published prompts of the study: 20).
+MAX_TOKENS = 20
+#: Prompt and new tokens in one batch.
+BATCH_TOKENS = 4096
+#: Logits closer than this can change places between a batch and a single row. In float32 they were seen to differ by up
+#: to 12 times the spacing of numbers near the largest logit: ten times that. In shorter formats: 8 times their spacing
+#: near 1, times the standard deviation of the logits.
+_NEAR, _NEAR_SHORT = 128.0, 8.0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How to choose a token: greedily at temperature 0, else from softmax(logits / temperature) by this seed."""
+
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+def distinct(draws: Sequence[Draw]) -> list[Draw]:
+    """The draws that can differ: at temperature 0 the seed has no part."""
+    return list(dict.fromkeys(draw if draw.temperature else Draw() for draw in draws))
+
+
+@dataclass(frozen=True)
+class Written:
+    """ids: new tokens, the end-of-text token left out; ended: whether the model ended the text itself; alone: whether
+    it was decoded again by itself because two logits were nearly equal."""
+
+    ids: tuple[int, ...]
+    ended: bool
+    alone: bool
+
+
+#: What surrounds the decoding of one batch, given the indices of its prompts: heads can be edited in it.
+Under = Callable[[Sequence[int]], AbstractContextManager[object]]
+
+
+def _bare(_: Sequence[int]) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def write(
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    draws: Sequence[Draw],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], None] | None = None,
+    under: Under = _bare,
+) -> list[Written]:
+    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; draws[i]: how they are chosen; under:
+    what surrounds each decoding of a batch, given the indices of its prompts.
+
+    The results are those of `generate` on one prompt at a time. Raises MeasureError for logits that are not finite.
+    """
+    out: dict[int, Written] = {}
+    fitting = Fitting()
+    with _plain(model) as ends:
+        padded = under is _bare and len(set(map(len, ids))) > 1 and _padding_holds(model)
+
+        def decode(part: Sequence[int]) -> list[tuple[list[int], bool]]:
+            with under(part):
+                return _decode(model, part, ids, limits, draws, ends)
+
+        for batch in _batches(ids, limits, batch_tokens, padded):
+            for i, (tokens, near) in zip(batch, fitting.run(batch, decode), strict=True):
+                redo = near and len(batch) > 1
+                if redo:
+                    tokens, _ = decode([i])[0]
+                cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+                out[i] = Written(tuple(tokens[:cut]), cut < len(tokens), redo)
+            if progress is not None:
+                progress(len(batch))
+    return [out[i] for i in range(len(ids))]
+
+
+@contextmanager
+def _plain(model: PreTrainedModel) -> Iterator[set[int]]:
+    """Greedy decoding without the penalties that a checkpoint's own settings may ask for; gives the end tokens."""
+    before = model.generation_config
+    end = before.eos_token_id if before.eos_token_id is not None else model.config.eos_token_id
+    ends = {int(e) for e in (end if isinstance(end, list) else [] if end is None else [end])}
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))
+    try:
+        yield ends
+    finally:
+        model.generation_config = before
+
+
+def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
+    """Prompts that may grow alike, longest first, or of one length only. The first of a batch has the highest limit."""
+
+    def order(i: int) -> tuple[int, int]:
+        return (-limits[i], -len(ids[i])) if padded else (-len(ids[i]), -limits[i])
+
+    batch: list[int] = []
+    length = 0
+    for i in sorted(range(len(ids)), key=order):
+        full = (len(batch) + 1) * (max(length, len(ids[i])) + limits[i if not batch else batch[0]]) > budget
+        if batch and (full or (not padded and len(ids[i]) != length)):
+            yield batch
+            batch = []
+        length = len(ids[i]) if not batch else max(length, len(ids[i]))
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _padded(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """input_ids and attention_mask (B, T), padded on the left."""
+    T = max(map(len, ids))
+    rows = torch.tensor([[0] * (T - len(row)) + list(row) for row in ids], device=model.device)
+    seen = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    return {"input_ids": rows, "attention_mask": seen}
+
+
+@torch.no_grad()
+def _padding_holds(model: PreTrainedModel) -> bool:
+    """Whether a short prompt behind padding, and its continuation, have the logits that they have alone: to half of
+    what counts as a near tie."""
+    V = int(model.config.vocab_size)
+    long, short = ([(7 * i * i + start) % V for i in range(1, n)] for start, n in ((3, 17), (5, 7)))
+
+    def logits(ids: Sequence[Sequence[int]]) -> Tensor:
+        found = model.generate(
+            **_padded(model, ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=3,
+            min_new_tokens=3,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return torch.stack([step[-1].float() for step in found.logits])  # (3, V) of the last prompt
+
+    alone, behind = logits([short]), logits([long, short])
+    return bool(((alone - behind).abs().amax(-1) <= _near(alone, model.dtype) / 2).all())
+
+
+def _near(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """How close two logits of a row (..., V) must be to count as a near tie: (...)."""
+    low, high = logits.aminmax(dim=-1)
+    largest = _NEAR * torch.finfo(torch.float32).eps * high.maximum(-low)
+    if dtype == torch.float32:  # the other is then always smaller
+        return largest
+    return (_NEAR_SHORT * torch.finfo(dtype).eps * logits.std(-1)).maximum(largest)
+
+
+@torch.no_grad()
+def _decode(
+    model: PreTrainedModel,
+    batch: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    draws: Sequence[Draw],
+    ends: set[int],
+) -> list[tuple[list[int], bool]]:
+    """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
+    inputs = _padded(model, [ids[i] for i in batch])
+    start, each = inputs["input_ids"].shape[1], [draws[i] for i in batch]
+    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], each, ends, start, model.dtype)
+    new = model.generate(
+        **inputs,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=limits[batch[0]],
+        logits_processor=LogitsProcessorList([watch]),
+    )[:, start:].tolist()
+    near = watch.near.tolist()
+    return [(tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)]
+
+
+def _noise_seed(ids: Sequence[int], draw: Draw) -> int:
+    """A seed of 63 bits for the noise of one prompt under one draw."""
+    text = f"{draw.seed}/{draw.temperature}/{','.join(map(str, ids))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class _Watch(LogitsProcessor):  # type: ignore[misc]
+    """Adds each row's noise, and notes rows in which the best two came close before the text ended."""
+
+    def __init__(
+        self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int, dtype: torch.dtype
+    ) -> None:
+        self.draws, self.ends, self.start, self.dtype = draws, ends, start, dtype
+        self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.near = torch.zeros(len(draws), dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (B, T), scores (B, V) -> scores (B, V) in float32."""
+        scores = scores.float()
+        close = _near(scores, self.dtype).cpu()
+        if not bool(close.isfinite().all()):  # as soon as one logit is not
+            raise MeasureError(
+                "the model gives logits that are not finite while it writes; use float32 or bfloat16 (float16 "
+                "overflows on some models)"
+            )
+        for b, draw in enumerate(self.draws):
+            if draw.temperature > 0:
+                u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
+                scores[b] = scores[b] / draw.temperature - u.log().to(scores.device, scores.dtype)
+                close[b] /= draw.temperature
+        best = scores.topk(2, dim=-1).values
+        new = input_ids[:, self.start :]
+        over = torch.isin(new, torch.tensor(sorted(self.ends), device=new.device)).any(1)
+        self.near |= ((best[:, 0] - best[:, 1]).cpu() < close) & ~over.cpu()
+        return scores
+
+
+def token_limits(loaded: Loaded, items: Sequence[Item]) -> list[int]:
+    """New tokens allowed for each prompt. Raises PromptError where prompt and answer exceed the model's context."""
+    limits = []
+    for item in items:
+        limit = item.prompt.max_tokens or MAX_TOKENS
+        if loaded.context is not None and len(item.encoded.ids) + limit > loaded.context:
+            raise PromptError(
+                f"prompt {item.prompt.id!r} and its {limit} new tokens need {len(item.encoded.ids) + limit} tokens, "
+                f"more than the {loaded.context} of the context of {loaded.ref.suite}; shorten it"
+            )
+        limits.append(limit)
+    return limits
+
+
+def written_table(
+    name: str,
+    loaded: Loaded,
+    items: Sequence[Item],
+    draws: Sequence[Draw],
+    progress: Callable[[int], None] | None = None,
+    under: Under | None = None,
+) -> Measurement:
+    """One row per prompt and draw: the text, its rubric score, what it matched, what of that stood in the exemplar.
+
+    under: what surrounds the decoding of a batch, given the places of its prompts among the items.
+    """
+    limits = token_limits(loaded, items)
+    jobs = [(i, draw) for draw in distinct(draws) for i in range(len(items))]
+    found = write(
+        loaded.model,
+        [items[i].encoded.ids for i, _ in jobs],
+        [limits[i] for i, _ in jobs],
+        [draw for _, draw in jobs],
+        progress=progress,
+        under=_bare if under is None else lambda batch: under([jobs[n][0] for n in batch]),
+    )
+    by_job = dict(zip(jobs, found, strict=True))
+    rows = [
+        _row(loaded, item, draw, by_job[i, draw if draw.temperature else Draw()])
+        for i, item in enumerate(items)
+        for draw in draws
+    ]
+    return Measurement(name, {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
+
+
+def _row(loaded: Loaded, item: Item, draw: Draw, written: Written) -> Mapping[str, Any]:
+    prompt = item.prompt
+    assert prompt.rubric is not None
+    text = loaded.tokenizer.decode(written.ids, skip_special_tokens=True)
+    score, good, bad = rubric_score(text, prompt.rubric)
+    return {
+        "prompt": prompt.id,
+        "question": prompt.shared,
+        "term": prompt.term,
+        "kind": prompt.kind,
+        "shot": prompt.shot,
+        "exemplar_term": prompt.exemplar_term or None,
+        "temperature": draw.temperature,
+        "seed": draw.seed,
+        "text": text,
+        "new_tokens": len(written.ids),
+        "ended": written.ended,
+        "decoded_alone": written.alone,
+        "score": score,
+        "matched": list(good),
+        "contradicted": list(bad),
+        "copied": list(matches(prompt.exemplar, good)),
+    }
