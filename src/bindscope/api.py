@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from bindscope.checkpoints.load import Loaded
     from bindscope.experiment import Experiment
-    from bindscope.quick import Look
+    from bindscope.measures.base import Measure
+    from bindscope.quick import TermResult
     from bindscope.report.figure import Figure
     from bindscope.stats.analysis import Analysis
     from bindscope.store import Store
@@ -51,14 +52,14 @@ class Measured:
     """What `measure` found. It is shown as a table; `frame` and `heads` are data frames, `figure` is the head map.
 
     checkpoint: what was measured, its name that of the class where it came from no checkpoint; dtype, device: of the
-    weights; bos: what stood in front of the prompts; looks: the numbers, a `Look` for each term.
+    weights; bos: what stood in front of the prompts; terms: the numbers, a `TermResult` for each term.
     """
 
     checkpoint: CheckpointRef
     dtype: str
     device: str
     bos: Bos
-    looks: tuple[Look, ...]
+    terms: tuple[TermResult, ...]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -70,7 +71,7 @@ class Measured:
         without the term; excess: eb_star less null_mean; percentile: rank of eb_star among the windows, in (0, 1];
         best_layer: from 0; reason: why a value is missing (NaN), None where none is.
         """
-        rows = [[getattr(look, column) for column in _COLUMNS] for look in self.looks]
+        rows = [[getattr(look, column) for column in _COLUMNS] for look in self.terms]
         frame = pd.DataFrame(rows, columns=list(_COLUMNS))
         kinds: dict[Any, Any] = dict.fromkeys(("k", "best_layer"), "Int64")
         return frame.astype(kinds | dict.fromkeys(_REAL, "float64"))
@@ -84,7 +85,7 @@ class Measured:
         attention to the token before, on neutral text; rank, previous_token_rank: 1 is the highest of the model.
         """
         parts = []
-        for look in (look for look in self.looks if look.k is not None):
+        for look in (look for look in self.terms if look.k is not None):
             part = pd.DataFrame([vars(head) for head in look.heads])
             part["term"], part["rank"] = look.term, range(1, len(part) + 1)
             null = np.array(look.null_bsi) if look.null_bsi else np.full(np.shape(look.bsi), np.nan)
@@ -106,7 +107,7 @@ class Measured:
 
         table = self.heads
         if table.empty:
-            raise PromptError(f"no term has a value, so there is nothing to draw: {self.looks[0].reason}")
+            raise PromptError(f"no term has a value, so there is nothing to draw: {self.terms[0].reason}")
         mean = table.drop(columns=["term", "rank"]).groupby(["layer", "head"], as_index=False).mean()
         mean["rank"] = mean["bsi"].rank(ascending=False, method="first").astype(int)
         return head_map(mean.assign(**self.checkpoint.columns))
@@ -134,6 +135,7 @@ def measure(
     *,
     prompt: str | None = None,
     bos: Bos | None = None,
+    measures: Iterable[Measure] = (),
 ) -> Measured:
     """How strongly the heads of a model that you hold bind each term, against the null.
 
@@ -155,7 +157,7 @@ def measure(
     """
     from bindscope.checkpoints.borrow import borrowed, inner
     from bindscope.checkpoints.load import Loaded
-    from bindscope.quick import look
+    from bindscope.quick import measure_terms
 
     ref = None
     if isinstance(model, Loaded):
@@ -163,8 +165,10 @@ def measure(
     held, words, chosen = _model(model), _tokenizer(tokenizer), _terms(terms)
     ref = ref or CheckpointRef(type(inner(held)).__name__, "model", "in memory")
     with borrowed(held, words, name=ref.suite, bos=bos or "default") as loaded:
-        looks = look(loaded, chosen, prompt, heads=loaded.layers * loaded.heads)
-        return Measured(ref, loaded.dtype, str(loaded.device), loaded.bos, tuple(looks))
+        results = measure_terms(loaded, chosen, prompt, loaded.layers * loaded.heads, _measures(measures))
+        return Measured(
+            checkpoint=ref, dtype=loaded.dtype, device=str(loaded.device), bos=loaded.bos, terms=tuple(results)
+        )
 
 
 def load(
@@ -220,7 +224,13 @@ def audit(tokenizer: str | Path | PreTrainedTokenizerBase, terms: Terms = "a11y-
     return cut(words, words.name_or_path or type(words).__name__, _terms(terms))
 
 
-def run(experiment: str | Path | Experiment, out: str | Path, *, accept_flags: bool = False) -> Store:
+def run(
+    experiment: str | Path | Experiment,
+    out: str | Path,
+    *,
+    measures: Iterable[Measure] = (),
+    accept_flags: bool = False,
+) -> Store:
     """Measure every checkpoint of a study that the folder `out` does not hold yet, and give the results.
 
     study: a built-in one by name, a .yaml file, or a `Experiment`. accept_flags: measure checkpoints whose weights are
@@ -234,20 +244,18 @@ def run(experiment: str | Path | Experiment, out: str | Path, *, accept_flags: b
     >>> bs.run(study, folder).read("recognition")["step"].unique().tolist()
     [0, 6000]
     """
-    from bindscope.checkpoints.suites import suites
     from bindscope.execute import local
+    from bindscope.execute.request import prepare
     from bindscope.execute.sweep import Options
     from bindscope.experiment import Experiment
     from bindscope.experiment import load as load_study
     from bindscope.store import Store
 
     wanted = experiment if isinstance(experiment, Experiment) else load_study(str(experiment))
-    wanted.build_prompts()  # what is wrong with the study is found before the folder is made
-    for name in wanted.suites:
-        suites(name)
+    request = prepare(wanted, _measures(measures))  # what is wrong with it is found before the folder is made
     store = Store(out)
     with store.lock():
-        result = local.run(wanted, store, _Log(), Options(accept=accept_flags))
+        result = local.run(request, store, _Log(), Options(accept=accept_flags))
     failed = [unit for unit in result.units if unit.status == "failed"]
     if len(failed) == len(result.units):
         raise result.errors[0]
@@ -341,6 +349,13 @@ def _terms(chosen: Terms) -> tuple[Term, ...]:
     if not found:
         raise RequestError('no term is given; name one ("screen reader"), a set ("pilot-3") or a YAML file of terms')
     return tuple(found.values())
+
+
+def _measures(given: Iterable[Any]) -> list[Measure]:
+    """Raises RequestError for what is no measure."""
+    from bindscope.measures.registry import checked
+
+    return [checked(measure, "what was handed over as a measure") for measure in given]
 
 
 def _model(model: Any) -> torch.nn.Module:

@@ -68,15 +68,14 @@ def run(
 ) -> int:
     """Measure every checkpoint of a study, store the results and write report.html."""
     from bindscope import experiment as experiments
-    from bindscope.checkpoints.suites import suites as suites_of
     from bindscope.terminal.results import Progress, outcome
 
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
-    wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
-    for name in wanted.suites:
-        suites_of(name)
-    store = _store(out)
+    from bindscope.execute.request import prepare
     from bindscope.execute.sweep import Options
+
+    request = prepare(wanted)  # what is wrong with the experiment is found before anything is made or loaded
+    store = _store(out)
     from bindscope.report.files import write
 
     options = Options(accept_flags, evict)
@@ -85,11 +84,11 @@ def run(
             if ray is None:
                 from bindscope.execute import local
 
-                result = local.run(wanted, store, progress, options)
+                result = local.run(request, store, progress, options)
             else:
                 from bindscope.execute import ray as cluster
 
-                result = cluster.run(wanted, store, progress, options, ray)
+                result = cluster.run(request, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         answers, found = _answers(store)
@@ -109,7 +108,7 @@ def measure(
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
     from bindscope.checkpoints.suites import one
-    from bindscope.quick import look, plain, resolve
+    from bindscope.quick import measure_terms, plain, resolve
 
     wanted = resolve(terms)
     ref, suite = one(model, revision)
@@ -121,7 +120,7 @@ def measure(
     for note in loaded.sources.notes if loaded.sources else ():
         _complain(note)
     with waiting("measuring"):
-        found = look(loaded, wanted, prompt)
+        found = measure_terms(loaded, wanted, prompt)
     if as_json:
         print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
     else:

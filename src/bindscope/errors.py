@@ -51,3 +51,7 @@ class MeasureError(BindscopeError):
 
 class StoreError(BindscopeError):
     """Results cannot be written or read."""
+
+
+class SchemaError(BindscopeError):
+    """A table does not hold what its columns declare."""

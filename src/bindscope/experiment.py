@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
 from bindscope.prompts.build import build, carriers, check_unique, few_shot
@@ -18,7 +18,6 @@ from bindscope.prompts.library import Library, control_groups, library, read
 from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
 from bindscope.yamlfile import Source
 
-Measure = Literal["binding", "recognition", "generation", "few_shot", "variability", "ablation"]
 _TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
 #: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
 _PUBLISHED: dict[str, Any] = {
@@ -119,7 +118,7 @@ class Experiment(BaseModel):
     suites: tuple[str, ...] = Field(min_length=1)
     terms: tuple[str, ...] = ()
     prompts: Path | None = None
-    measures: tuple[Measure, ...] = ("binding", "recognition")
+    measures: tuple[str, ...] = ("binding", "recognition")
     controls: tuple[str, ...] = ()
     frames: str | None = None
     protocol: Literal["controlled", "published"] = "controlled"
@@ -129,6 +128,8 @@ class Experiment(BaseModel):
     bos: Bos | None = None
     dtype: Dtype = "auto"
     remote_code: tuple[str, ...] = ()
+
+    _folder: Path | None = PrivateAttr(default=None)
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -151,15 +152,6 @@ class Experiment(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("measures")
-    @classmethod
-    def _implied(cls, value: tuple[Measure, ...]) -> tuple[Measure, ...]:
-        """Few-shot gains and spreads are over the plain answers."""
-        base: tuple[Measure, ...] = ("binding", "recognition")
-        if {"few_shot", "variability"} & set(value):
-            base = (*base, "generation")
-        return tuple(dict.fromkeys((*base, *value)))
 
     @field_validator("controls")
     @classmethod
@@ -201,6 +193,11 @@ class Experiment(BaseModel):
                 out[name] = _select((name,), libraries)
         return out
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its YAML file lies; None for one that came from elsewhere."""
+        return self._folder
+
     def build_prompts(self) -> tuple[Prompt, ...]:
         """Its prompts, from terms or from its file.
 
@@ -212,7 +209,7 @@ class Experiment(BaseModel):
         if not prompts:
             raise RequestError("the study has no prompts; name terms that have questions, openings or a name to carry")
         openings = {p.shared: p for p in prompts if p.task == "generation" and p.shot == "zero"}
-        if "generation" in self.measures:
+        if {"generation", "few_shot", "variability"} & set(self.measures):
             if not openings:
                 raise RequestError("generation is asked for, but no term has a generation prompt; leave it out")
             if bare := next((p for p in prompts if p.task == "generation" and p.rubric is None), None):
@@ -340,4 +337,6 @@ def _beside(experiment: Experiment, base: Path) -> Experiment:
     )
     prompts = None if experiment.prompts is None else base / experiment.prompts
     placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts}
-    return experiment.model_copy(update={name: placed[name] for name in placed if name in experiment.model_fields_set})
+    found = experiment.model_copy(update={name: placed[name] for name in placed if name in experiment.model_fields_set})
+    found._folder = base
+    return found

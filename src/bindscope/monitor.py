@@ -19,16 +19,19 @@ import torch
 from transformers import TrainerCallback
 
 from bindscope.checkpoints.borrow import borrowed
-from bindscope.checkpoints.load import Loaded
+from bindscope.engine.engine import Engine
 from bindscope.engine.selfcheck import SelfCheck
 from bindscope.errors import RequestError
+from bindscope.execute.measuring import Outcome, measure
+from bindscope.execute.request import Request
 from bindscope.execute.unit import provenance
 from bindscope.experiment import Experiment
-from bindscope.measures.checkpoint import READ, key_parts, measure
-from bindscope.records import Bos, Format, Identity, Measurement, digest
+from bindscope.measures import registry
+from bindscope.measures.base import Measure
+from bindscope.records import Bos, Format, Identity, digest
 from bindscope.stats.early import WINDOW, early_warnings
 from bindscope.stats.summary import by_checkpoint
-from bindscope.store import RunFile, Store, Unit, result_key
+from bindscope.store import RunFile, Store, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -43,7 +46,7 @@ class Monitor:
     """Call it with the model and the step, as often as you like: it measures every `every` steps.
 
     terms: sets or terms of the library, or YAML files of terms. format: how questions are asked; cloze shows knowledge
-    earlier than listed. window: looks between the two that the warnings compare. sinks: called with every look, for
+    earlier than listed. measures: of your own, beside binding and recognition; a look reports the mean of each. window: looks between the two that the warnings compare. sinks: called with every look, for
     example `lambda values, step: wandb.log(dict(values), step=step)`. In a distributed run only rank 0 measures.
     Raises RequestError for unknown terms, StoreError where `out` cannot be written.
     """
@@ -58,6 +61,7 @@ class Monitor:
         name: str = "training",
         format: Format = "cloze",
         bos: Bos = "default",
+        measures: Sequence[Measure] = (),
         sinks: Sequence[Sink] = (),
     ) -> None:
         if every < 1:
@@ -67,7 +71,16 @@ class Monitor:
         self._experiment = Experiment(
             name=name, about="Watched while it trained.", suites=(name,), terms=chosen, format=format, bos=bos
         )
-        self._prompts, self._protocol = self._experiment.build_prompts(), self._experiment.protocol_of(bos)
+        chosen_measures, _ = registry.chosen(self._experiment.measures, measures)
+        self._further = [measure for measure in chosen_measures.values() if measure in measures]
+        self._protocol = self._experiment.protocol_of(bos)
+        self._request = Request(
+            experiment=self._experiment,
+            prompts=self._experiment.build_prompts(),
+            suites={},
+            checkpoints=(),
+            measures=chosen_measures,
+        )
         self._check: SelfCheck | None = None
         self.store = Store(out)
         self._units, self._series = self._earlier()
@@ -82,9 +95,12 @@ class Monitor:
         """Measure now, whatever the step."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         with borrowed(model, self._tokenizer, name=self._experiment.name, step=step, bos=self._bos) as loaded:
-            results, self._check = measure(loaded, self._prompts, self._protocol, READ, check=self._check)
-            found = self._summary(results, step)
-            self._keep(loaded, results, started, time.monotonic() - clock)
+            with Engine(loaded, self._check) as engine:
+                self._check = engine.check
+                measures = list(self._request.measures.values())
+                outcome = measure(engine, self._request.prompts, self._protocol, measures)
+            found = self._summary(outcome, step)
+            self._keep(engine, outcome, started, time.monotonic() - clock)
         found["seconds"] = round(time.monotonic() - clock, 3)
         with (self.store.root / "monitor.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
@@ -105,34 +121,39 @@ class Monitor:
         binding, recognition = self.store.read("binding"), self.store.read("recognition")
         return {unit.checkpoint.step or 0: unit for unit in run.units}, _by_term(binding, recognition)
 
-    def _summary(self, results: Sequence[Measurement], step: int) -> dict[str, Any]:
-        tables = {r.measure: pd.DataFrame(dict(r.columns)) for r in results}
-        for table in tables.values():
-            table["suite"], table["revision"], table["step"] = self._experiment.name, f"step{step}", step
-        binding, recognition = tables["binding"], tables["recognition"]
+    def _summary(self, outcome: Outcome, step: int) -> dict[str, Any]:
+        place: dict[str, Any] = {"suite": self._experiment.name, "revision": f"step{step}", "step": step}
+        binding, recognition = (outcome.frame(name).assign(**place) for name in ("binding", "recognition"))
         row = by_checkpoint(binding, recognition).iloc[0]
         before = self._series[self._series["step"] < step]  # a later look is of a continuation that was given up
         self._series = pd.DataFrame([*before.to_dict("records"), *_by_term(binding, recognition).to_dict("records")])
         flags, reason = early_warnings(self._series, WINDOW)
         ends = [f"{name}{end}" for name in _SHOWN for end in ("", "_low", "_high")]
         numbers = {key: float(row[key]) for key in ends if key in row and pd.notna(row[key])}
+        for further in self._further:
+            values = outcome.frame(further.name).get(further.value, pd.Series(dtype=float))
+            numbers |= {further.name: float(values.mean())} if values.notna().any() else {}
         said = {flag.flag: flag.text for flag in flags}
         marks = {"binding_ahead": "binding ahead" in said, "decoupling": "decoupling" in said}
         return {"step": step, **numbers, **{k: float(v) for k, v in marks.items()}, "flags": said, "no_flags": reason}
 
-    def _keep(self, loaded: Loaded, results: Sequence[Measurement], started: str, seconds: float) -> None:
+    def _keep(self, engine: Engine, outcome: Outcome, started: str, seconds: float) -> None:
         """Into the store, under keys that hold a checksum of the weights as they are now."""
-        assert self._check is not None
+        loaded = engine.loaded
         ref, identity = loaded.ref, Identity(f"live:{self._experiment.name}", None, checksum(loaded.model))
         notes = ("measured while it trained; the fingerprint is a checksum of the weights, not a hash of files",)
-        about = provenance(loaded, identity, notes, self._protocol, self._check, started, seconds)
-        keys = {}
-        for result in results:
-            parts = key_parts(result.measure, self._prompts, self._protocol)
-            keys[result.measure] = result_key(identity, loaded.dtype, loaded.device.type, *parts)
-            self.store.write(ref, keys[result.measure], result, about)
+        origin = provenance(engine, identity, notes, self._protocol, started, seconds)
+        keys = self._request.keys(identity, loaded.dtype, loaded.device.type, self._protocol)
+        for result in outcome.tables:
+            self.store.write(ref, keys[result.name], result, origin)
         now = ref.step or 0
-        self._units = {step: unit for step, unit in self._units.items() if step < now} | {now: Unit(ref, "done", keys)}
+        unit = Unit(
+            checkpoint=ref,
+            status="done",
+            keys={result.name: keys[result.name] for result in outcome.tables},
+            lacking=outcome.failures,
+        )
+        self._units = {step: unit for step, unit in self._units.items() if step < now} | {now: unit}
         self.store.write_run(RunFile(self._experiment.model_dump(mode="json"), tuple(self._units.values())))
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bindscope.errors import RequestError
+
 #: Part of every result's key: raised whenever the meaning of a stored column changes.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Task = Literal["recognition", "generation", "carrier"]
 Format = Literal["listed", "cloze"]
@@ -120,6 +122,15 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How each token of a completion is chosen: greedily at temperature 0, else from softmax(logits / temperature) with
+    random numbers that follow from the seed."""
+
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Span:
     """Where a term stands in a tokenized prompt.
 
@@ -179,8 +190,18 @@ class Identity:
     fingerprint: str
 
 
+#: A head is (layer, query head), both from 0.
+Head = tuple[int, int]
 Ranking = Literal["bsi", "excess", "previous_token", "named"]
 Mode = Literal["zero", "mean", "resample", "published", "knockout"]
+
+
+def check_heads(heads: Iterable[Head], layers: int, per_layer: int, what: str = "head") -> None:
+    """Raises RequestError for one that the model does not have."""
+    for layer, head in heads:
+        if not (0 <= layer < layers and 0 <= head < per_layer):
+            ends = f"layers go from 0 to {layers - 1}, {what}s from 0 to {per_layer - 1}"
+            raise RequestError(f"there is no {what} {layer}.{head}: {ends}")
 
 
 @dataclass(frozen=True)
@@ -232,18 +253,6 @@ class Protocol:
     premise: str = "Answer:"
     min_null: int = 30
     ablation: Ablation | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The result of one measure on one checkpoint: column -> values, one row per prompt, choice, window or head."""
-
-    measure: str
-    columns: Mapping[str, list[Any]]
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
-"""Results on disk: one Parquet shard per checkpoint and measure, found by key and never by name.
+"""Results on disk: one Parquet file (a shard) per checkpoint and table, found by key and never by name.
 
 The key covers everything that changes a number: repository, resolved commit, fingerprint of the files, dtype, device
-kind, measure, prompts and protocol, schema version. A shard carries its key, its provenance and a checksum over all of
-its bytes in the Parquet metadata.
-Writing is temp file, fsync, os.replace: a shard is whole or absent. `run.json` lists the units of the run and what
-became of each, so that results of an older protocol in the same folder are never mixed in.
+kind, measure, prompts and protocol, schema version. A shard carries its key, its provenance, what its columns mean
+and a checksum over all of its bytes in the Parquet metadata. Writing goes to a temporary file, which is synced and
+then renamed: a shard is whole or absent. `run.json` lists the checkpoints of the run and what became of each, so that
+results of another protocol in the same folder are not mixed in.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -27,19 +26,17 @@ from uuid import uuid4
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from bindscope.errors import RequestError, StoreError
-from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Measurement, Prompt, Protocol, Provenance, digest
+from bindscope.errors import RequestError, SchemaError, StoreError
+from bindscope.records import SCHEMA_VERSION, CheckpointRef, Identity, Prompt, Protocol, Provenance, digest
+from bindscope.schema import JOINED, PER_PROMPT, PROMPTS, Measurement, Table, joined, table_of
 
-#: Every table that a run can hold.
-TABLES = (
-    "binding", "windows", "heads", "recognition", "generation", "few_shot", "variability", "ablation", "ablation_sets",
-)  # fmt: skip
-#: Where a shard keeps its key, provenance and seal; and where those of earlier versions keep theirs, without a seal.
-_META, _UNSEALED = b"bindscope-sealed", b"bindscope"
+#: Where a shard keeps its key, provenance, columns and checksum.
+_META = b"bindscope"
 _BLANK = "0" * 64
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
-_FAULTS = (OSError, pa.ArrowException, ValueError, KeyError)
+_FAULTS = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, SchemaError)
 
 
 def result_key(
@@ -51,8 +48,15 @@ def result_key(
 
 @dataclass(frozen=True)
 class Unit:
-    """One checkpoint of a run and what became of it. keys: measure -> result key; traceback: a file of the folder, of a
-    unit that failed; weights: their fingerprint; flags: what a reader must know about them."""
+    """One checkpoint of a run and what became of it.
+
+    status: pending, done or failed
+    keys: table -> result key
+    reason, traceback: of a checkpoint that failed, the traceback as the name of a file in the folder
+    weights: fingerprint of the weights
+    flags: what a reader must know about the weights
+    lacking: measure -> why it has no results here
+    """
 
     checkpoint: CheckpointRef
     status: Literal["pending", "done", "failed"]
@@ -61,14 +65,16 @@ class Unit:
     traceback: str | None = None
     weights: str | None = None
     flags: tuple[str, ...] = ()
+    lacking: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """`run.json`: the study as asked, and its units in order."""
+    """`run.json`: the experiment as asked, its units in order, and what must be said of the whole run."""
 
     experiment: dict[str, Any]
     units: tuple[Unit, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Store:
@@ -89,57 +95,59 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for writing. Raises RequestError where another process does."""
-        with (self.root / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RequestError(
-                    f"another run is writing to {self.root}; wait for it or take another folder"
-                ) from error
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RequestError(f"another run is writing to {self.root}; wait for it or take another folder") from error
+        try:
             places = (self.root.glob("*"), self.root.glob("*/*"), (self.root / "shards").rglob("*"))
             for torn in filter(lambda path: _TEMPORARY.fullmatch(path.name), chain(*places)):
                 torn.unlink(missing_ok=True)  # of a run that was killed while it wrote
             yield
+        finally:
+            lock.release()
 
-    def path(self, ref: CheckpointRef, measure: str, key: str) -> Path:
+    def path(self, ref: CheckpointRef, table: str, key: str) -> Path:
         """Where the shard lives. The name helps people; the key inside the file decides."""
-        return self.root / "shards" / _slug(ref.suite) / _slug(ref.place) / f"{measure}-{key[:16]}.parquet"
+        return self.root / "shards" / _slug(ref.suite) / _slug(ref.place) / f"{table}-{key[:16]}.parquet"
 
     def fault(self, ref: CheckpointRef, measure: str, key: str) -> str | None:
         """Why the shard cannot be used: None if it is there and whole, "" if it is absent, else what is wrong."""
         shard = self._shard(ref, measure, key)
         return shard if isinstance(shard, str) else None
 
-    def _shard(self, ref: CheckpointRef, measure: str, key: str) -> pa.Table | str:
+    def _shard(self, ref: CheckpointRef, name: str, key: str) -> Measurement | str:
         """The whole, checked shard, or what `fault` says of it."""
-        path = self.path(ref, measure, key)
+        path = self.path(ref, name, key)
         if not path.exists():
             return ""
         try:
             content = path.read_bytes()
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-            table, meta = file.read(), _about(file.metadata)
-            found, schema = meta["key"], meta["schema"]
-            if _META in file.metadata.metadata and not _whole(content, meta["sha256"]):
+            rows, meta = file.read(), _about(file.metadata)
+            if not _whole(content, meta["sha256"]):
                 raise ValueError("its bytes are not those that were written")
+            if meta["schema"] != SCHEMA_VERSION:
+                return f"{path} is of schema {meta['schema']}, this version reads {SCHEMA_VERSION}: run `bindscope run` again"
+            table = table_of(meta["table"])
         except _FAULTS as error:
             return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"
-        if schema != SCHEMA_VERSION:
-            return f"{path} is of schema {schema}, this version reads {SCHEMA_VERSION}: run `bindscope run` again"
-        return table if found == key else f"{path} holds another result (key {found[:16]}): measured again"
+        if meta["key"] != key:
+            return f"{path} holds another result (key {meta['key'][:16]}): measured again"
+        return Measurement(table, rows)
 
     def write(self, ref: CheckpointRef, key: str, result: Measurement, provenance: Provenance) -> Path:
-        """Write one shard atomically. Raises StoreError (full disk, no permission); nothing half-written remains."""
-        table = pa.table({name: pa.array(values) for name, values in result.columns.items()})
-        meta = {"key": key, "measure": result.measure, "schema": SCHEMA_VERSION, "provenance": asdict(provenance)}
+        """Write one shard, whole or not at all. Raises StoreError (full disk, no permission)."""
+        meta = {"key": key, "schema": SCHEMA_VERSION, "table": result.table.plain(), "provenance": asdict(provenance)}
         file = pa.BufferOutputStream()
-        with pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True) as writer:
-            writer.write_table(table)
+        with pq.ParquetWriter(file, result.rows.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(result.rows)
             writer.add_key_value_metadata({_META: json.dumps(meta | {"sha256": _BLANK}, ensure_ascii=False).encode()})
         content = file.getvalue().to_pybytes()
-        seal = hashlib.sha256(content).hexdigest()
-        path = self.path(ref, result.measure, key)
-        _atomic(path, lambda temp: temp.write_bytes(seal.encode().join(content.rsplit(_BLANK.encode(), 1))))
+        checksum = hashlib.sha256(content).hexdigest()
+        path = self.path(ref, result.name, key)
+        _atomic(path, lambda temp: temp.write_bytes(checksum.encode().join(content.rsplit(_BLANK.encode(), 1))))
         return path
 
     def parts(self, ref: CheckpointRef, key: str) -> Parts:
@@ -172,43 +180,71 @@ class Store:
                 Unit(CheckpointRef(**u.pop("checkpoint")), **u | {"flags": tuple(u.get("flags", ()))})
                 for u in raw["units"]
             )
-            return RunFile(raw["experiment"], units)
+            return RunFile(raw["experiment"], units, tuple(raw.get("notes", ())))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"cannot read {path}: {error}; run `bindscope run` with this folder again") from error
 
-    def read(self, measure: str) -> pd.DataFrame:
-        """All rows of one table over the run's finished units, with the columns suite, revision and step in front;
-        empty for a table that the study did not ask for.
+    def tables(self) -> tuple[Table, ...]:
+        """What the run's finished checkpoints hold, each table once, as its shards declare it.
 
+        Raises StoreError where the results cannot be read.
+        """
+        found: dict[str, Table] = {}
+        for unit in self.read_run().units:
+            for name, key in unit.keys.items() if unit.status == "done" else ():
+                if name not in found:
+                    found[name] = table_of(self._meta(unit.checkpoint, name, key)["table"])
+        return tuple(found.values())
+
+    def read(self, name: str) -> pd.DataFrame:
+        """All rows of one table over the run's finished checkpoints, with the columns suite, revision and step in
+        front; empty for a table that the experiment did not ask for.
+
+        name: a table of `tables`, or "binding": a row per prompt, with the columns of every measure of spans. There the
+        null columns of EB* keep their names, those of other measures begin with the measure's (mass_excess).
         Raises StoreError for a shard that is missing or damaged.
         """
+        if name == JOINED:
+            return self._joined()
         frames = []
-        for ref, shard in self.shards(measure):
-            frame = shard.to_pandas()
-            for i, (name, value) in enumerate(ref.columns.items()):
-                frame.insert(i, name, value)
+        for ref, shard in self.shards(name):
+            frame = shard.frame()
+            for i, (column, value) in enumerate(ref.columns.items()):
+                frame.insert(i, column, value)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def shards(self, measure: str) -> Iterator[tuple[CheckpointRef, pa.Table]]:
-        """One table's shard of every finished unit that has it, in the run's order.
+    def _joined(self) -> pd.DataFrame:
+        """The table of prompts with the columns of every table that has a row per prompt, in the same order."""
+        parts = ((table, self.read(table.name)) for table in self.tables() if table.row == PER_PROMPT)
+        return joined(self.read(PROMPTS.name), parts)
+
+    def shards(self, name: str) -> Iterator[tuple[CheckpointRef, Measurement]]:
+        """One table's shard of every finished checkpoint that has it, in the run's order.
 
         Raises StoreError for a shard that is missing or damaged.
         """
-        if measure not in TABLES:
-            raise StoreError(f"there is no table {measure!r}; tables: {', '.join(TABLES)}")
         for unit in self.read_run().units:
-            if unit.status != "done" or measure not in unit.keys:
+            if unit.status != "done" or name not in unit.keys:
                 continue
-            ref, key = unit.checkpoint, unit.keys[measure]
-            shard = self._shard(ref, measure, key)
+            ref, key = unit.checkpoint, unit.keys[name]
+            shard = self._shard(ref, name, key)
             if isinstance(shard, str):
-                raise StoreError(shard or f"{self.path(ref, measure, key)} is missing; run `bindscope run` again")
+                raise StoreError(shard or f"{self.path(ref, name, key)} is missing; run `bindscope run` again")
             yield ref, shard
 
-    def provenance(self, ref: CheckpointRef, measure: str, key: str) -> dict[str, Any]:
-        """How a shard came to be."""
-        return dict(_about(pq.read_metadata(self.path(ref, measure, key)))["provenance"])
+    def _meta(self, ref: CheckpointRef, name: str, key: str) -> dict[str, Any]:
+        path = self.path(ref, name, key)
+        try:
+            return _about(pq.read_metadata(path))
+        except _FAULTS as error:
+            raise StoreError(
+                f"cannot read {path}: {' '.join(str(error).split())[:120]}; run `bindscope run` again"
+            ) from error
+
+    def provenance(self, ref: CheckpointRef, name: str, key: str) -> dict[str, Any]:
+        """How a shard came to be. Raises StoreError where it cannot be read."""
+        return dict(self._meta(ref, name, key)["provenance"])
 
     def commits(self) -> dict[tuple[str, str | None], dict[str, str]]:
         """Which commits the revisions of hub repositories were when shards of this folder were made: (repository,
@@ -225,8 +261,8 @@ class Store:
                 continue
         return found
 
-    def strangers(self) -> int:
-        """Shards in the folder that the recorded run does not use (an older protocol, a longer study)."""
+    def unused(self) -> int:
+        """How many shards of the folder the recorded run does not use (of another protocol, of a longer experiment)."""
         mine = {self.path(u.checkpoint, m, k) for u in self.read_run().units for m, k in u.keys.items()}
         return len(set((self.root / "shards").rglob("*.parquet")) - mine)
 
@@ -263,14 +299,16 @@ def _whole(content: bytes, seal: str) -> bool:
 
 def _about(file: pq.FileMetaData) -> dict[str, Any]:
     stored = file.metadata or {}
-    meta = json.loads(stored[_META] if _META in stored else stored[_UNSEALED])
+    meta = json.loads(stored[_META])
     if not isinstance(meta, dict):
         raise ValueError("no bindscope metadata")
     return meta
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text)
+    """The text as the name of a file: never one that leads out of its folder."""
+    name = re.sub(r"[^\w.-]+", "-", text)
+    return name if name.strip(".") else "-" * max(1, len(name))
 
 
 def _atomic(path: Path, write: Any) -> None:
@@ -284,11 +322,12 @@ def _atomic(path: Path, write: Any) -> None:
             temp.replace(path)
         finally:
             temp.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name != "nt":  # where a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}; what was measured before is kept, "

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 NAME = "bindscope"
 
 #: Receives a layer index and what its heads compute from; returns nothing.
-Look = Callable[[int, "Attention"], None]
+Observer = Callable[[int, "Attention"], None]
 
 #: Receives a layer index and the heads' outputs (B, T, H, d) before the output projection; returns the same shape.
 Edit = Callable[[int, Tensor], Tensor]
@@ -47,7 +47,7 @@ Rewire = Callable[[int, Tensor, "Attention"], Tensor]
 #: Softmax rows are computed for at most this many scores at a time: bounds the memory of a layer's rows.
 _MAX_SCORES = 1 << 24
 
-#: Texts of at most so many tokens go by the plain softmax where somebody looks at them.
+#: Texts of at most this many tokens use the plain softmax while an observer reads them: it is faster than the kernel.
 SHORT = 96
 
 
@@ -61,9 +61,9 @@ class Packing:
 
 @dataclass
 class Pass:
-    """One forward pass under the hook: who looks at the heads of each layer, and what is changed in them."""
+    """One forward pass through the hook: who reads the heads of each layer, and what is changed in them."""
 
-    look: Look | None = None
+    look: Observer | None = None
     packing: Packing | None = None
     edit: Edit | None = None
     rewire: Rewire | None = None
@@ -81,6 +81,12 @@ class Pass:
 
 
 _CURRENT: ContextVar[Pass | None] = ContextVar("bindscope_pass", default=None)
+
+
+def require_hook(model: PreTrainedModel) -> None:
+    """Raises RuntimeError where the model's attention does not go through the hook: nothing would be read or edited."""
+    if model.config._attn_implementation != NAME:
+        raise RuntimeError("the attention hook is not installed; use the model inside `with Engine(...)`")
 
 
 @contextmanager
@@ -120,13 +126,13 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 @contextmanager
 def during(
-    look: Look | None = None,
+    look: Observer | None = None,
     packing: Packing | None = None,
     edit: Edit | None = None,
     rewire: Rewire | None = None,
     short: int = SHORT,
 ) -> Iterator[None]:
-    """Forward passes inside this block, under `hooked`, are looked at and edited so; short: see `SHORT`."""
+    """Forward passes inside this block are observed and edited in this way; short: see `SHORT`."""
     token = _CURRENT.set(Pass(look, packing, edit, rewire, short))
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -17,15 +17,15 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
-class Fitting:
+class ShrinkingBatches:
     """The share of a batch that memory was found to hold: halved each time it runs out, and kept for what follows."""
 
     def __init__(self) -> None:
         self.share = 1.0
 
-    def run(self, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Found]]) -> list[Found]:
+    def run(self, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
         """What `work` gives for each item. Raises its error where there is no room for a single item either."""
-        out: list[Found] = []
+        out: list[Result] = []
         while len(out) < len(batch):
             part = batch[len(out) : len(out) + max(1, int(len(batch) * self.share))]
             try:

@@ -1,8 +1,8 @@
-"""Many edits of one model on the same rows, for little more than the layers that they change.
+"""Many edits of one model on the same texts, for little more than the cost of the layers that they change.
 
-Conditions are run side by side in one batch, a mask saying which row loses which heads. Layers below the lowest edited
-one are computed once per batch of rows and shared by all conditions, also between calls (`Shared`); a prompt and its
-choices share one packed row.
+Conditions run side by side in one batch; a mask says which heads are ablated in which row. Layers below the lowest
+edited one are computed once per batch of texts for all conditions, and kept between calls (`LayerCache`). A prompt
+and its choices share one packed row.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.engine.attention import Attention, Edit, Rewire, during
-from bindscope.engine.batches import Fitting
-from bindscope.engine.edits import Head, Spans, bins, check_heads, cutting, mask, replacing
-from bindscope.engine.forward import Packed, Row, forward, pack
-from bindscope.engine.layers import kept, repeated, starting_above
-from bindscope.records import Mode
+from bindscope.engine.batches import ShrinkingBatches
+from bindscope.engine.capture import TextInput
+from bindscope.engine.edits import Spans, bins, knocking_out, mask, replacing
+from bindscope.engine.passes import LogProbs, Packed, forward, pack
+from bindscope.engine.trunk import kept, repeated, starting_above
+from bindscope.records import Head, Mode, check_heads
 
 #: Packed tokens of the rows in one batch, and of rows times conditions in one forward pass.
 ROW_TOKENS, PASS_TOKENS = 512, 2048
 #: Conditions that go side by side in one pass over a full batch of rows.
 SIDE = PASS_TOKENS // ROW_TOKENS
-#: Bytes of layer outputs that `Shared` keeps.
+#: Bytes of layer outputs that `LayerCache` keeps.
 ROOM = 1 << 30
 
-Logs = list[NDArray[np.float32]]
+Logs = list[LogProbs]
 
 
 @dataclass(frozen=True)
-class Material:
+class EditValues:
     """What edits need beside the heads. means: layer -> (bins, H, d) by position over neutral text; last: its longest
     position; donors: for each row, the tokens of another prompt at least as long; spans: each row's term;
     biases: layer -> (H, d)."""
@@ -49,7 +48,7 @@ class Material:
     biases: dict[int, Tensor] | None = None
 
 
-class Shared:
+class LayerCache:
     """What all conditions have in common, by rows of a batch and layer: outputs of the layers below the edits, heads'
     outputs on donors. Kept between calls of `run` on the same rows while it fits into ROOM, else computed again."""
 
@@ -83,19 +82,19 @@ def _bytes(value: Any) -> int:
 @torch.no_grad()
 def run(
     model: PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Sequence[TextInput],
     conditions: Sequence[Sequence[Head]],
     mode: Mode,
-    material: Material,
+    values: EditValues,
     *,
     share: bool = True,
-    shared: Shared | None = None,
+    cache: LayerCache | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[Logs]]:
-    """log P of every continuation's tokens: [condition][row][continuation]. The model must be under `hooked`.
+    """log P of every continuation's tokens: [condition][row][continuation].
 
     share: skip the layers below the lowest edited head of each group of conditions (False is for checking that this
-    changes nothing); shared: what earlier calls on the same rows and material left. progress gets shares of a condition
+    changes nothing); cache: what earlier calls on the same rows and values left. progress gets shares of a condition
     that were done. Raises RequestError for a head that the model does not have.
     """
     heads = int(model.config.num_attention_heads)
@@ -105,10 +104,10 @@ def run(
     for c, chosen in enumerate(conditions):
         lowest.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
     out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
-    work = _Work(model, rows, conditions, mode, material, lowest, shared or Shared(), Fitting())
-    fitting = Fitting()
+    work = _Work(model, rows, conditions, mode, values, lowest, cache or LayerCache(), ShrinkingBatches())
+    batches = ShrinkingBatches()
     for members in _row_batches(rows):
-        for i, found in zip(members, fitting.run(members, work.of), strict=True):
+        for i, found in zip(members, batches.run(members, work.of), strict=True):
             for c, logs in enumerate(found):
                 out[c][i] = logs
         if progress is not None:
@@ -121,26 +120,26 @@ class _Work:
     """What `run` was asked for; lowest: layer -> the conditions whose lowest edited head is there."""
 
     model: PreTrainedModel
-    rows: Sequence[Row]
+    rows: Sequence[TextInput]
     conditions: Sequence[Sequence[Head]]
     mode: Mode
-    material: Material
+    values: EditValues
     lowest: dict[int, list[int]]
-    shared: Shared
-    fitting: Fitting
+    cache: LayerCache
+    batches: ShrinkingBatches
 
     def of(self, members: Sequence[int]) -> list[list[Logs]]:
         """[row][condition][continuation], for rows that share their batches."""
         batch = pack([self.rows[i] for i in members], self.model.device)
         out: list[list[Logs]] = [[[] for _ in self.conditions] for _ in members]
         below = {layer - 1 for layer in self.lowest if layer > 0}
-        outputs = self.shared.get("below", members, below, partial(_below, self.model, batch))
+        outputs = self.cache.get("below", members, below, partial(_below, self.model, batch))
         size = max(1, PASS_TOKENS // batch.ids.numel())
         for layer, group in self.lowest.items():
             some = partial(self._edited, members, batch, layer, outputs.get(layer - 1))
             for start in range(0, len(group), size):
                 part = group[start : start + size]
-                for c, found in zip(part, self.fitting.run(part, some), strict=True):
+                for c, found in zip(part, self.batches.run(part, some), strict=True):
                     for n, logs in enumerate(found):
                         out[n][c] = logs
         return out
@@ -151,9 +150,9 @@ class _Work:
         """[condition][row][continuation] of one forward pass; below: what leaves the layer under the lowest edit."""
         model = self.model
         heads = int(model.config.num_attention_heads)
-        gone = mask([self.conditions[c] for c in part], len(members), heads, model.device)
-        said = _said(model, self.mode, self.material, members, self.shared, set(gone))
-        edit, rewire = _edits(self.mode, gone, self.material, batch.positions, said, members, len(part))
+        ablated = mask([self.conditions[c] for c in part], len(members), heads, model.device)
+        donated = _donor_outputs(model, self.mode, self.values, members, self.cache, set(ablated))
+        edit, rewire = _edits(self.mode, ablated, self.values, batch.positions, donated, members, len(part))
         with starting_above(model, lowest - 1, repeated(below, len(part))):
             logs = forward(model, batch.times(len(part)), edit=edit, rewire=rewire)
         return [logs[n * len(members) : (n + 1) * len(members)] for n in range(len(part))]
@@ -165,18 +164,18 @@ def _below(model: PreTrainedModel, batch: Packed, wanted: set[int]) -> dict[int,
     return outputs
 
 
-def _said(
-    model: PreTrainedModel, mode: Mode, material: Material, members: Sequence[int], shared: Shared, wanted: set[int]
+def _donor_outputs(
+    model: PreTrainedModel, mode: Mode, values: EditValues, members: Sequence[int], cache: LayerCache, wanted: set[int]
 ) -> dict[int, Tensor] | None:
     """What the heads say on the members' donors, where the mode asks for it."""
     if mode != "resample":
         return None
-    assert material.donors is not None
-    texts = [material.donors[i] for i in members]
-    return shared.get("said", members, wanted, partial(outputs_of, model, texts))
+    assert values.donors is not None
+    texts = [values.donors[i] for i in members]
+    return cache.get("donated", members, wanted, partial(outputs_of, model, texts))
 
 
-def _row_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def _row_batches(rows: Sequence[TextInput]) -> Iterator[list[int]]:
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     start = 0
     while start < len(order):
@@ -187,46 +186,46 @@ def _row_batches(rows: Sequence[Row]) -> Iterator[list[int]]:
 
 def _edits(
     mode: Mode,
-    gone: dict[int, Tensor],
-    material: Material,
+    ablated: dict[int, Tensor],
+    values: EditValues,
     positions: Tensor,
-    said: dict[int, Tensor] | None,
+    donated: dict[int, Tensor] | None,
     members: Sequence[int],
     copies: int,
 ) -> tuple[Edit | None, Rewire | None]:
-    """The edit of `copies` conditions of the same rows. positions: (B, T) of the rows' tokens; said: layer ->
+    """The edit of `copies` conditions of the same rows. positions: (B, T) of the rows' tokens; donated: layer ->
     (B, S, H, d) on donors, S at least the largest position + 1."""
     if mode == "knockout":
-        assert material.spans is not None
-        spans = [material.spans[i] for i in members]
+        assert values.spans is not None
+        spans = [values.spans[i] for i in members]
         width = max(len(s) for s in spans)
         padded = [[*s, *[-1] * (width - len(s))] for s in spans]
         tokens = torch.tensor(padded, dtype=torch.long, device=positions.device).repeat(copies, 1)
-        return None, cutting(gone, Spans(tokens))
+        return None, knocking_out(ablated, Spans(tokens))
     if mode == "zero":
-        return replacing(gone, None), None
+        return replacing(ablated, None), None
     if mode == "published":
-        assert material.biases is not None
-        return replacing(gone, {layer: material.biases[layer] for layer in gone}), None
+        assert values.biases is not None
+        return replacing(ablated, {layer: values.biases[layer] for layer in ablated}), None
     if mode == "mean":
-        assert material.means is not None
-        places = bins(positions, material.last).repeat(copies, 1)
-        means = {layer: material.means[layer] for layer in gone}
-        return replacing(gone, {layer: m[places.to(m.device)] for layer, m in means.items()}), None
-    assert said is not None
+        assert values.means is not None
+        places = bins(positions, values.last).repeat(copies, 1)
+        means = {layer: values.means[layer] for layer in ablated}
+        return replacing(ablated, {layer: m[places.to(m.device)] for layer, m in means.items()}), None
+    assert donated is not None
     at = positions[:, :, None, None]
-    there = {layer: z.gather(1, at.to(z.device).expand(-1, -1, *z.shape[2:])) for layer, z in said.items()}
-    return replacing(gone, {layer: z.repeat(copies, 1, 1, 1) for layer, z in there.items()}), None
+    there = {layer: z.gather(1, at.to(z.device).expand(-1, -1, *z.shape[2:])) for layer, z in donated.items()}
+    return replacing(ablated, {layer: z.repeat(copies, 1, 1, 1) for layer, z in there.items()}), None
 
 
 def decoding(
-    model: PreTrainedModel, heads: Sequence[Head], mode: Mode, material: Material, members: Sequence[int]
+    model: PreTrainedModel, heads: Sequence[Head], mode: Mode, values: EditValues, members: Sequence[int]
 ) -> tuple[Edit | None, Rewire | None]:
     """The edit of one condition while the members' texts, all of one length, are continued token by token; made anew
     for every batch. Donors must be as long as a text with its continuation."""
     count = int(model.config.num_attention_heads)
-    gone = mask([heads], len(members), count, model.device)
-    said = _said(model, mode, material, members, Shared(), set(gone))
+    ablated = mask([heads], len(members), count, model.device)
+    donated = _donor_outputs(model, mode, values, members, LayerCache(), set(ablated))
     seen: Counter[int] = Counter()
 
     def now(layer: int, z: Tensor) -> tuple[Edit | None, Rewire | None]:
@@ -234,15 +233,15 @@ def decoding(
         start = seen[layer]
         seen[layer] += T
         positions = torch.arange(start, start + T, device=z.device).expand(B, T)
-        mine = {layer: said[layer]} if said else None
-        return _edits(mode, {layer: gone[layer]}, material, positions, mine, members, 1)
+        mine = {layer: donated[layer]} if donated else None
+        return _edits(mode, {layer: ablated[layer]}, values, positions, mine, members, 1)
 
     def edit(layer: int, z: Tensor) -> Tensor:
-        found = now(layer, z)[0] if layer in gone else None
+        found = now(layer, z)[0] if layer in ablated else None
         return found(layer, z) if found else z
 
     def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
-        if layer not in gone or seen[layer]:  # the term stands in the text, none of it in what is written
+        if layer not in ablated or seen[layer]:  # the term stands in the text, none of it in what is written
             return z
         found = now(layer, z)[1]
         return found(layer, z, attention) if found else z

@@ -1,18 +1,18 @@
-"""Ways to take heads out: what a head's output z_h (before the output projection) is replaced by.
+"""Ways to ablate heads: what a head's output z_h (before the output projection) is replaced by.
 
 zero       z_h = 0
-mean       its mean over neutral text, by position (1, 2-3, 4-7, ...): the head keeps what it always says
-resample   what it says at the same place of another prompt: in distribution, with the content of something else
+mean       its mean over neutral text, by position (1, 2-3, 4-7, ...): the head keeps its average output
+resample   its output at the same position of another prompt: a typical output, about something else
 published  z_h = b_V,h, the head's value bias: what is left where the attention pattern is set to zero after value
            biases are folded (Tran 2026; zero in architectures without a value bias)
 knockout   only the edges inside the term, A[s_i, s_j] with i > j, are cut, and the rows renormalised to their sum
 
-A batch may hold many conditions: a mask says for each row which heads are taken out.
+A batch may hold many conditions: a mask says for each row which heads are ablated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bindscope.engine.attention import Attention, Edit, Rewire, during
-from bindscope.engine.layers import layers
-from bindscope.errors import RequestError
-from bindscope.measures.binding import position_bins
-
-#: A head is (layer, query head), both from 0.
-Head = tuple[int, int]
-
-
-def check_heads(heads: Iterable[Head], layers: int, per_layer: int, what: str = "head") -> None:
-    """Raises RequestError for one that the model does not have."""
-    for layer, head in heads:
-        if not (0 <= layer < layers and 0 <= head < per_layer):
-            ends = f"layers go from 0 to {layers - 1}, {what}s from 0 to {per_layer - 1}"
-            raise RequestError(f"there is no {what} {layer}.{head}: {ends}")
+from bindscope.engine.attention import Attention, Edit, Rewire, during, require_hook
+from bindscope.engine.positions import position_bins
+from bindscope.engine.trunk import layers
+from bindscope.records import Head
 
 
 def mask(conditions: Sequence[Sequence[Head]], rows: int, heads: int, device: torch.device) -> dict[int, Tensor]:
-    """Layer -> (conditions * rows, heads) booleans: true where a head is taken out; rows of one condition together."""
+    """Layer -> (conditions * rows, heads) booleans: true where a head is ablated; rows of one condition together."""
     out: dict[int, Tensor] = {}
     for c, chosen in enumerate(conditions):
         for layer, head in chosen:
@@ -49,14 +38,14 @@ def mask(conditions: Sequence[Sequence[Head]], rows: int, heads: int, device: to
     return out
 
 
-def replacing(gone: dict[int, Tensor], values: dict[int, Tensor] | None) -> Edit:
-    """The edit that puts `values[layer]`, broadcast to (B, T, H, d), or zero where a head is gone."""
+def replacing(ablated: dict[int, Tensor], values: dict[int, Tensor] | None) -> Edit:
+    """The edit that puts `values[layer]`, broadcast to (B, T, H, d), or zero in the place of an ablated head."""
 
     def edit(layer: int, z: Tensor) -> Tensor:
-        if layer not in gone:
+        if layer not in ablated:
             return z
         new = torch.zeros((), dtype=z.dtype, device=z.device) if values is None else values[layer].to(z)
-        return torch.where(gone[layer].to(z.device)[:, None, :, None], new, z)
+        return torch.where(ablated[layer].to(z.device)[:, None, :, None], new, z)
 
     return edit
 
@@ -68,11 +57,11 @@ class Spans:
     tokens: Tensor
 
 
-def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
-    """Cut the edges inside the term, in the heads that are gone."""
+def knocking_out(ablated: dict[int, Tensor], spans: Spans) -> Rewire:
+    """Knock out the edges inside the term, in the heads of the mask."""
 
     def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
-        if layer not in gone:
+        if layer not in ablated:
             return z
         tokens = spans.tokens.to(z.device)
         queries = tokens.clamp(min=0)
@@ -90,7 +79,7 @@ def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
         left = torch.where(rest > 0, left * (total / rest.clamp(min=1e-12)), left)
         new = (left.to(value.dtype) @ value).transpose(1, 2).to(z.dtype)  # (B, k, H, d)
         index = queries[:, :, None, None].expand(-1, -1, H, z.shape[-1])
-        real = (tokens >= 0)[:, :, None, None] & gone[layer].to(z.device)[:, None, :, None]
+        real = (tokens >= 0)[:, :, None, None] & ablated[layer].to(z.device)[:, None, :, None]
         # Padding of the span points at position 0, whose own row must stay as it is: written last to first.
         out = z.clone()
         for i in reversed(range(k)):
@@ -104,7 +93,8 @@ def cutting(gone: dict[int, Tensor], spans: Spans) -> Rewire:
 
 @torch.no_grad()
 def value_biases(model: PreTrainedModel) -> dict[int, Tensor]:
-    """Layer -> (H, d): what a head says when the layer's input is zero, which is its value bias. Under `hooked`."""
+    """Layer -> (H, d): a head's output when the layer's input is zero, which is its value bias."""
+    require_hook(model)
     found: dict[int, Tensor] = {}
     taken: dict[int, Tensor] = {}
     zero = [_zeroed(part) for layer in layers(model) for part in layer.modules() if hasattr(part, "layer_idx")]
@@ -141,6 +131,6 @@ def _zeroed(attention: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
 
 
 def bins(positions: Tensor, last: int) -> Tensor:
-    """Position -> bin as in `binding.position_bin`, from 0 for position 0; positions beyond `last` take its bin."""
+    """Position -> bin as in `position_bins`, from 0 for position 0; positions after `last` take its bin."""
     table = torch.from_numpy(position_bins(np.arange(last + 1)) + 1).to(positions.device)
     return table[positions.clamp(max=last)]

@@ -1,36 +1,31 @@
 """What the model writes after a prompt: batched decoding that gives the tokens of one-at-a-time decoding.
 
-transformers' own `generate` decodes. Prompts are padded on the left where a probe shows that the model's logits do not
-feel it; otherwise, and where heads are edited at positions, only prompts of equal length go together, and every
-architecture is right that is right for one prompt. In a batch a logit differs in its last digits from the same logit
-alone; where the best two are closer than such a difference, the prompt is decoded again by itself. Sampling is greedy
-decoding of logits / temperature + Gumbel noise, which draws from softmax(logits / temperature) exactly (Gumbel-max);
-the noise comes from the prompt, the seed and the place of the token, so the batch has no part in it.
+transformers' own `generate` decodes. Prompts are padded on the left where a probe shows that padding does
+not change the model's logits; otherwise, and where heads are edited at positions, only prompts of equal length go
+together, so that a batch computes what one prompt alone would. In a batch a logit differs in its last digits from the
+same logit alone; where the best two are closer than such a difference, the prompt is decoded again by itself.
+Sampling is greedy decoding of logits / temperature + Gumbel noise, which draws from softmax(logits / temperature)
+exactly (Gumbel-max); the noise depends on the prompt, the seed and the place of the token, and not on the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from bindscope.checkpoints.load import Loaded
-from bindscope.engine.batches import Fitting
-from bindscope.engine.prepare import Item
+from bindscope.engine.batches import ShrinkingBatches
+from bindscope.engine.prepare import TokenizedPrompt
 from bindscope.errors import MeasureError, PromptError
-from bindscope.prompts.rubric import matches, rubric_score
-from bindscope.records import Measurement
+from bindscope.records import Sampling
 
-#: The grid of the study's sampling variability.
-TEMPERATURES = (0.0, 0.3, 0.7)
-SEEDS = (42, 123, 456, 789, 1024)
-#: New tokens where a prompt does not say (the published prompts of the study: 20).
+#: New tokens where a prompt does not say (the reference study's prompts: 20).
 MAX_TOKENS = 20
 #: Prompt and new tokens in one batch.
 BATCH_TOKENS = 4096
@@ -40,23 +35,19 @@ BATCH_TOKENS = 4096
 _NEAR, _NEAR_SHORT = 128.0, 8.0
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How to choose a token: greedily at temperature 0, else from softmax(logits / temperature) by this seed."""
-
-    temperature: float = 0.0
-    seed: int | None = None
-
-
-def distinct(draws: Sequence[Draw]) -> list[Draw]:
-    """The draws that can differ: at temperature 0 the seed has no part."""
-    return list(dict.fromkeys(draw if draw.temperature else Draw() for draw in draws))
+def distinct(samplings: Sequence[Sampling]) -> list[Sampling]:
+    """Those that can differ: at temperature 0 the seed has no part."""
+    return list(dict.fromkeys(s if s.temperature else Sampling() for s in samplings))
 
 
 @dataclass(frozen=True)
-class Written:
-    """ids: new tokens, the end-of-text token left out; ended: whether the model ended the text itself; alone: whether
-    it was decoded again by itself because two logits were nearly equal."""
+class Completion:
+    """What the model wrote after a prompt.
+
+    ids: new tokens, without the end-of-text token
+    ended: whether the model ended the text itself
+    alone: whether the prompt was decoded again by itself, because two logits were nearly equal
+    """
 
     ids: tuple[int, ...]
     ended: bool
@@ -67,41 +58,41 @@ class Written:
 Under = Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
-def _bare(_: Sequence[int]) -> AbstractContextManager[object]:
+def no_context(_: Sequence[int]) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def write(
+def complete(
     model: PreTrainedModel,
     ids: Sequence[Sequence[int]],
     limits: Sequence[int],
-    draws: Sequence[Draw],
+    samplings: Sequence[Sampling],
     *,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
-    under: Under = _bare,
-) -> list[Written]:
-    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; draws[i]: how they are chosen; under:
-    what surrounds each decoding of a batch, given the indices of its prompts.
+    under: Under = no_context,
+) -> list[Completion]:
+    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; samplings[i]: how they are chosen;
+    under: a context for the decoding of each batch, given the indices of its prompts.
 
     The results are those of `generate` on one prompt at a time. Raises MeasureError for logits that are not finite.
     """
-    out: dict[int, Written] = {}
-    fitting = Fitting()
+    out: dict[int, Completion] = {}
+    batches = ShrinkingBatches()
     with _plain(model) as ends:
-        padded = under is _bare and len(set(map(len, ids))) > 1 and _padding_holds(model)
+        padded = under is no_context and len(set(map(len, ids))) > 1 and _padding_holds(model)
 
         def decode(part: Sequence[int]) -> list[tuple[list[int], bool]]:
             with under(part):
-                return _decode(model, part, ids, limits, draws, ends)
+                return _decode(model, part, ids, limits, samplings, ends)
 
         for batch in _batches(ids, limits, batch_tokens, padded):
-            for i, (tokens, near) in zip(batch, fitting.run(batch, decode), strict=True):
+            for i, (tokens, near) in zip(batch, batches.run(batch, decode), strict=True):
                 redo = near and len(batch) > 1
                 if redo:
                     tokens, _ = decode([i])[0]
                 cut = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-                out[i] = Written(tuple(tokens[:cut]), cut < len(tokens), redo)
+                out[i] = Completion(tuple(tokens[:cut]), cut < len(tokens), redo)
             if progress is not None:
                 progress(len(batch))
     return [out[i] for i in range(len(ids))]
@@ -185,13 +176,13 @@ def _decode(
     batch: Sequence[int],
     ids: Sequence[Sequence[int]],
     limits: Sequence[int],
-    draws: Sequence[Draw],
+    samplings: Sequence[Sampling],
     ends: set[int],
 ) -> list[tuple[list[int], bool]]:
     """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
     inputs = _padded(model, [ids[i] for i in batch])
-    start, each = inputs["input_ids"].shape[1], [draws[i] for i in batch]
-    watch = _Watch([_noise_seed(ids[i], draws[i]) for i in batch], each, ends, start, model.dtype)
+    start, each = inputs["input_ids"].shape[1], [samplings[i] for i in batch]
+    watch = _Watch([_noise_seed(ids[i], samplings[i]) for i in batch], each, ends, start, model.dtype)
     new = model.generate(
         **inputs,
         do_sample=False,
@@ -203,9 +194,9 @@ def _decode(
     return [(tokens[: limits[i]], bool(n)) for i, tokens, n in zip(batch, new, near, strict=True)]
 
 
-def _noise_seed(ids: Sequence[int], draw: Draw) -> int:
-    """A seed of 63 bits for the noise of one prompt under one draw."""
-    text = f"{draw.seed}/{draw.temperature}/{','.join(map(str, ids))}"
+def _noise_seed(ids: Sequence[int], sampling: Sampling) -> int:
+    """A seed of 63 bits for the noise of one prompt under one sampling."""
+    text = f"{sampling.seed}/{sampling.temperature}/{','.join(map(str, ids))}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -213,11 +204,11 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
     """Adds each row's noise, and notes rows in which the best two came close before the text ended."""
 
     def __init__(
-        self, seeds: Sequence[int], draws: Sequence[Draw], ends: set[int], start: int, dtype: torch.dtype
+        self, seeds: Sequence[int], samplings: Sequence[Sampling], ends: set[int], start: int, dtype: torch.dtype
     ) -> None:
-        self.draws, self.ends, self.start, self.dtype = draws, ends, start, dtype
+        self.samplings, self.ends, self.start, self.dtype = samplings, ends, start, dtype
         self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.near = torch.zeros(len(draws), dtype=torch.bool)
+        self.near = torch.zeros(len(samplings), dtype=torch.bool)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (B, T), scores (B, V) -> scores (B, V) in float32."""
@@ -228,11 +219,11 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
                 "the model gives logits that are not finite while it writes; use float32 or bfloat16 (float16 "
                 "overflows on some models)"
             )
-        for b, draw in enumerate(self.draws):
-            if draw.temperature > 0:
+        for b, sampling in enumerate(self.samplings):
+            if sampling.temperature > 0:
                 u = torch.empty(scores.shape[1], dtype=torch.float64).exponential_(generator=self.sources[b])
-                scores[b] = scores[b] / draw.temperature - u.log().to(scores.device, scores.dtype)
-                close[b] /= draw.temperature
+                scores[b] = scores[b] / sampling.temperature - u.log().to(scores.device, scores.dtype)
+                close[b] /= sampling.temperature
         best = scores.topk(2, dim=-1).values
         new = input_ids[:, self.start :]
         over = torch.isin(new, torch.tensor(sorted(self.ends), device=new.device)).any(1)
@@ -240,7 +231,7 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-def token_limits(loaded: Loaded, items: Sequence[Item]) -> list[int]:
+def token_limits(loaded: Loaded, items: Sequence[TokenizedPrompt]) -> list[int]:
     """New tokens allowed for each prompt. Raises PromptError where prompt and answer exceed the model's context."""
     limits = []
     for item in items:
@@ -252,59 +243,3 @@ def token_limits(loaded: Loaded, items: Sequence[Item]) -> list[int]:
             )
         limits.append(limit)
     return limits
-
-
-def written_table(
-    name: str,
-    loaded: Loaded,
-    items: Sequence[Item],
-    draws: Sequence[Draw],
-    progress: Callable[[int], None] | None = None,
-    under: Under | None = None,
-) -> Measurement:
-    """One row per prompt and draw: the text, its rubric score, what it matched, what of that stood in the exemplar.
-
-    under: what surrounds the decoding of a batch, given the places of its prompts among the items.
-    """
-    limits = token_limits(loaded, items)
-    jobs = [(i, draw) for draw in distinct(draws) for i in range(len(items))]
-    found = write(
-        loaded.model,
-        [items[i].encoded.ids for i, _ in jobs],
-        [limits[i] for i, _ in jobs],
-        [draw for _, draw in jobs],
-        progress=progress,
-        under=_bare if under is None else lambda batch: under([jobs[n][0] for n in batch]),
-    )
-    by_job = dict(zip(jobs, found, strict=True))
-    rows = [
-        _row(loaded, item, draw, by_job[i, draw if draw.temperature else Draw()])
-        for i, item in enumerate(items)
-        for draw in draws
-    ]
-    return Measurement(name, {key: [row[key] for row in rows] for key in (rows[0] if rows else ())})
-
-
-def _row(loaded: Loaded, item: Item, draw: Draw, written: Written) -> Mapping[str, Any]:
-    prompt = item.prompt
-    assert prompt.rubric is not None
-    text = loaded.tokenizer.decode(written.ids, skip_special_tokens=True)
-    score, good, bad = rubric_score(text, prompt.rubric)
-    return {
-        "prompt": prompt.id,
-        "question": prompt.shared,
-        "term": prompt.term,
-        "kind": prompt.kind,
-        "shot": prompt.shot,
-        "exemplar_term": prompt.exemplar_term or None,
-        "temperature": draw.temperature,
-        "seed": draw.seed,
-        "text": text,
-        "new_tokens": len(written.ids),
-        "ended": written.ended,
-        "decoded_alone": written.alone,
-        "score": score,
-        "matched": list(good),
-        "contradicted": list(bad),
-        "copied": list(matches(prompt.exemplar, good)),
-    }

@@ -1,4 +1,4 @@
-"""Prompts -> token ids: what is fed to the model, where the term stands, and what cannot be measured as written."""
+"""Prompts -> token ids: what the model is given, where the term stands, and which prompts cannot be measured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from bindscope.checkpoints.load import Loaded
-from bindscope.engine.forward import Row, read
+from bindscope.engine.capture import TextInput
 from bindscope.errors import ModelError, PromptError, SpanError
-from bindscope.measures import binding as b
 from bindscope.prompts.spans import Encoded, continuation, encode, locate
 from bindscope.records import Bos, Prompt, Span
 
@@ -25,8 +24,14 @@ _SIDE = 8
 
 
 @dataclass(frozen=True)
-class Item:
-    """A prompt, prepared: its tokens, its span or why it has none, the ids of its choices."""
+class TokenizedPrompt:
+    """A prompt as token ids.
+
+    encoded: ids and character offsets of its text
+    span: where the term stands; None where it has no span of two tokens or more
+    reason: why there is no span ("absent", "one token")
+    choices: token ids of each choice, as they continue the text
+    """
 
     prompt: Prompt
     encoded: Encoded
@@ -34,24 +39,26 @@ class Item:
     reason: str | None
     choices: tuple[tuple[int, ...], ...]
 
-    def row(self, width: int) -> Row:
-        """What the forward pass needs; `width` tokens back are read where binding is measured on this prompt."""
+    def text_input(self, width: int, choices: bool = True) -> TextInput:
+        """What the forward pass gets. width: positions back that attention is read where spans are measured on this
+        prompt; choices: whether their log-probabilities are wanted."""
+        continuations = self.choices if choices else ()
         if not self.prompt.binds:
-            return Row(self.encoded.ids, self.choices)
-        return Row(self.encoded.ids, self.choices, width, self.span.tokens if self.span else ())
+            return TextInput(self.encoded.ids, continuations)
+        return TextInput(self.encoded.ids, continuations, width, self.span.tokens if self.span else ())
 
 
-def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> Item:
+def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> TokenizedPrompt:
     """A prompt as any model with this tokenizer gets it. Raises PromptError for one that merges with a choice."""
     encoded = encode(tokenizer, prompt.text, bos)
     choices = tuple(continuation(tokenizer, encoded, choice) for choice in prompt.choices)
     try:
-        return Item(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
+        return TokenizedPrompt(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
     except SpanError as error:
-        return Item(prompt, encoded, None, error.reason, choices)
+        return TokenizedPrompt(prompt, encoded, None, error.reason, choices)
 
 
-def prepare(loaded: Loaded, prompt: Prompt) -> Item:
+def prepare(loaded: Loaded, prompt: Prompt) -> TokenizedPrompt:
     """Raises ModelError for a tokenizer that does not fit the weights, PromptError for a prompt that is too long or
     that merges with a choice."""
     item = tokenized(loaded.tokenizer, prompt, loaded.bos)
@@ -71,29 +78,22 @@ def prepare(loaded: Loaded, prompt: Prompt) -> Item:
     return item
 
 
-def premise_rows(
-    tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, items: Iterable[Item]
-) -> tuple[list[str], list[Row]]:
-    """Every choice of the items, and rows of them in that order after the neutral premise, several behind one."""
+def premise_inputs(
+    tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, items: Iterable[TokenizedPrompt]
+) -> tuple[list[str], list[TextInput]]:
+    """Every choice of the prompts, and texts in which several choices at a time follow the neutral premise."""
     encoded, choices = encode(tokenizer, premise, bos), sorted({c for item in items for c in item.prompt.choices})
     ids = [continuation(tokenizer, encoded, choice) for choice in choices]
-    return choices, [Row(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
+    return choices, [TextInput(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
 
 
-def neutral_rows(loaded: Loaded) -> tuple[list[Row], int]:
-    """The neutral text in rows, each with the special tokens of a prompt in front, and how many those are."""
+def neutral_inputs(loaded: Loaded) -> tuple[list[TextInput], int]:
+    """The neutral text in parts, each with the special tokens of a prompt in front, and how many those are."""
     encoded = encode(loaded.tokenizer, neutral_text(), loaded.bos)
     front, body = encoded.ids[: encoded.prefix], encoded.ids[encoded.prefix :]
     size = min(_NEUTRAL_TOKENS, loaded.context or _NEUTRAL_TOKENS) - len(front)
     parts = [body[i : i + size] for i in range(0, len(body), size)]
-    return [Row((*front, *part), band=1) for part in parts if len(part) >= 8], len(front)
-
-
-def previous_token_scores(loaded: Loaded, packed: bool) -> b.Array:
-    """(L, H): mean attention to the previous token on the neutral text. The model must be under `hooked`."""
-    rows, special = neutral_rows(loaded)
-    bands = [reading.band for reading in read(loaded.model, rows, packed=packed)]
-    return b.previous_token_scores([band for band in bands if band is not None], max(1, special))
+    return [TextInput((*front, *part), band=1) for part in parts if len(part) >= 8], len(front)
 
 
 @cache

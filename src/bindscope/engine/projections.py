@@ -1,13 +1,10 @@
-"""Binding weighted by what attention carries.
+"""The heads' output projections, and attention counted by the norm of what it carries through them.
 
-A head that attends to a null value binds nothing. The weight of key j for head h at position i is ||A[i, j] v_j W_O^h||
-as a share of the same over all keys of i (after Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the
-output projection. BSI built from it is the mean over pairs i > j.
+The weight of key j for head h at position i is ||A[i, j] v_j W_O^h|| as a share of the same over all keys of i
+(Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the output projection.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from accelerate.utils import align_module_device
@@ -15,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bindscope.engine.layers import layers
+from bindscope.engine.trunk import layers
 
 #: What architectures call the projection of the heads' outputs.
 _PROJECTIONS = ("o_proj", "dense", "c_proj", "out_proj", "wo")
@@ -24,28 +21,21 @@ _PROJECTIONS = ("o_proj", "dense", "c_proj", "out_proj", "wo")
 Grams = dict[int, Tensor]
 
 
-def pairs(spans: Sequence[tuple[int, ...]], k: int, S: int) -> Tensor:
-    """(B, k, S): the weight of each pair of a span (empty: none) in the mean over its pairs."""
-    out = torch.zeros(len(spans), k, S)
-    for b, span in enumerate(spans):
-        for i in range(1, len(span)):
-            out[b, i, list(span[:i])] = 2 / (len(span) * (len(span) - 1))
-    return out
+def carried_attention(p: Tensor, value: Tensor, gram: Tensor, spans: Tensor) -> Tensor:
+    """Attention inside each span of one layer, counted by the norm of what it carries: (B, H, k, k).
 
-
-def shares(p: Tensor, value: Tensor, gram: Tensor, weights: Tensor) -> Tensor:
-    """Value-weighted BSI of one layer, (B, H) on the CPU.
-
-    p: (B, H, k, S) attention of the tokens of each row's span, the last one repeated where it has fewer than k; value:
-    (B, H_kv, S, d) of the keys; gram: (H, d, d); weights: see `pairs`.
+    p: (B, H, k, S) attention of the tokens of each row's span, the last one repeated where it has fewer than k
+    value: (B, H_kv, S, d) of the keys
+    gram: (H, d, d), see `grams`
+    spans: (B, k) positions of those tokens
     """
     v = value.float()[:, :, None]  # (B, H_kv, 1, S, d)
     g = gram.to(v.device).reshape(value.shape[1], -1, *gram.shape[1:])  # (H_kv, H / H_kv, d, d)
     size: Tensor = ((v @ g) * v).sum(-1).clamp(min=0).sqrt().flatten(1, 2)  # (B, H, S)
     carried: Tensor = p * size[:, :, None]
     carried = carried / carried.sum(-1, keepdim=True)
-    found: Tensor = (carried * weights.to(v.device)[:, None]).sum((2, 3))
-    return found.cpu()
+    B, H, k, _ = carried.shape
+    return carried.gather(3, spans[:, None, None].expand(B, H, k, k))
 
 
 def grams(model: PreTrainedModel) -> Grams | None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bindscope.engine.attention import Attention, Edit, during, hooked, set_implementation, unsupported
-from bindscope.engine.forward import Row, read
+from bindscope.engine.capture import TextInput
+from bindscope.engine.data import Needs
+from bindscope.engine.passes import LogProbs, stream
 from bindscope.errors import UnsupportedArchitecture
 
 #: Largest deviation from eager attention that is accepted, by dtype: of probabilities, and of logits relative to
@@ -137,13 +138,13 @@ def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -
         row = torch.tensor([prompt + tail], device=model.device)
         logs = model(row, use_cache=False).logits[0, n - 1 : -1].float().log_softmax(-1)
         expected.append(logs[range(len(tail)), list(tail)].cpu().numpy())
-    alone = _off(read(model, [Row(prompt, tails)])[0].logprobs, expected)
+    alone = _off(_scores(model, prompt, tails, packed=True), expected)
     other = (tuple(reversed(tails[0])), *tails[1:])
-    neighbors = _off(*(read(model, [Row(prompt, t)])[0].logprobs[1:] for t in (tails, other)))
+    neighbors = _off(*(_scores(model, prompt, t, packed=True)[1:] for t in (tails, other)))
     if neighbors <= 1e-4 and alone <= (10 * limit if model.dtype == torch.float32 else 0.05):
         return True
     try:
-        shared = _off(read(model, [Row(prompt, tails)], packed=False)[0].logprobs, expected)
+        shared = _off(_scores(model, prompt, tails, packed=False), expected)
     except UnsupportedArchitecture:
         raise
     except Exception as error:  # a cache that cannot be repeated fails in ways of its own
@@ -155,5 +156,13 @@ def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -
     return neighbors <= 1e-4 and alone <= 4 * shared
 
 
-def _off(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+def _scores(
+    model: PreTrainedModel, prompt: tuple[int, ...], tails: Sequence[tuple[int, ...]], *, packed: bool
+) -> tuple[LogProbs, ...]:
+    """log P of the tokens of each tail after the prompt."""
+    ((_, data),) = stream(model, [TextInput(prompt, tuple(tails))], packed=packed, needs=Needs())
+    return data.logprobs
+
+
+def _off(measured: Sequence[LogProbs], expected: Sequence[LogProbs]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(measured, expected, strict=True))

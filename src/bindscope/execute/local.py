@@ -1,4 +1,4 @@
-"""Run a study on this machine: the next checkpoint is downloaded while this one is measured."""
+"""Run an experiment on this machine: the next checkpoint is downloaded while this one is measured."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from concurrent.futures import Future
 
 from bindscope.checkpoints import disk
 from bindscope.execute.ahead import Ahead
+from bindscope.execute.request import Request
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import attempt, hardware
-from bindscope.experiment import Experiment
 from bindscope.store import Store
 
 
-def run(experiment: Experiment, store: Store, watcher: Watcher, options: Options | None = None) -> Outcome:
-    """Measure every checkpoint of the study that the store does not hold yet.
+def run(request: Request, store: Store, watcher: Watcher, options: Options | None = None) -> Outcome:
+    """Measure every checkpoint of the experiment that the store does not hold yet.
 
     A unit that fails is recorded with its reason and its traceback, and the others go on; StoreError stops the run,
     since nothing could be kept. Interrupting loses at most the pass in work. Raises RequestError as `Sweep` does.
     """
     options = options or Options()
-    sweep = Sweep(experiment, store, watcher, options, hardware(experiment.dtype))
+    sweep = Sweep(request, store, watcher, options, hardware(request.experiment.dtype))
     arrived: dict[int, Future[None]] = {}
     with Ahead(store) as ahead:
         for n, i in enumerate(sweep.waiting):

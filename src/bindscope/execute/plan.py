@@ -1,4 +1,4 @@
-"""What a study would cost: checkpoints, prompts, tokens, downloads, memory, time. Nothing is measured or stored.
+"""What an experiment would cost: checkpoints, prompts, tokens, downloads, memory, time. Nothing is measured or stored.
 
 Of the hub only metadata are asked, and config and tokenizer files are fetched, a few megabytes a suite, into the hub's
 cache, where a run finds them. What cannot be known beforehand is missing, with its reason.
@@ -24,16 +24,15 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from bindscope.checkpoints.files import Sources, fetch, identify
 from bindscope.checkpoints.load import load, pick_device, pick_dtype
 from bindscope.checkpoints.memory import Batch, Memory, memory
-from bindscope.checkpoints.suites import Row, suites
+from bindscope.checkpoints.suites import Row
 from bindscope.checkpoints.tokenizer import WEIGHTS, load_tokenizer, loading
 from bindscope.engine.generate import BATCH_TOKENS
 from bindscope.engine.prepare import tokenized
 from bindscope.errors import BindscopeError, ModelError
-from bindscope.execute.sweep import plan as checkpoints
+from bindscope.execute.request import Request, prepare
 from bindscope.execute.work import Work, rates, work
 from bindscope.experiment import Experiment
-from bindscope.measures.checkpoint import tables
-from bindscope.records import CheckpointRef, Prompt, Protocol
+from bindscope.records import CheckpointRef, Protocol
 
 #: Checkpoints that the hub is asked for at a time.
 _ASKED = 8
@@ -95,37 +94,36 @@ Known = Sources | BindscopeError | None
 def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -> Plan:
     """offline: ask no hub; probe: load a checkpoint of each suite that is at hand, and time two prompts on it.
 
-    Raises RequestError for a study that could not be run.
+    Raises RequestError for an experiment that could not be run.
     """
-    prompts, units = experiment.build_prompts(), checkpoints(experiment)
-    chosen = {suite.name: suite for asked in experiment.suites for suite in suites(asked)}
-    names, device, cache = tables(experiment.measures), pick_device(), Path(constants.HF_HUB_CACHE)
+    request = prepare(experiment)
+    prompts, units, chosen = request.prompts, request.checkpoints, request.suites
+    names, device, cache = request.tables, pick_device(), Path(constants.HF_HUB_CACHE)
     home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     with _hub_left_alone(offline):
         known = _ask([ref for ref, _ in units])
         found = [
             _Suite(
-                experiment,
-                prompts,
-                experiment.protocol_of(suite.bos),
-                {ref: known[ref] for ref in suite.checkpoints},
-                suite.row,
+                request=request,
+                protocol=experiment.protocol_of(suite.bos),
+                known={ref: known[ref] for ref in suite.checkpoints},
+                row=suite.row,
             )
             for suite in chosen.values()
         ]
         costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
     return Plan(
-        experiment.name,
-        experiment.protocol,
-        device,
-        str(pick_dtype(experiment.dtype, device)).removeprefix("torch."),
-        len({p.term for p in prompts if p.group == "real"}),
-        dict(Counter(p.task for p in prompts)),
-        names,
-        len(units) * len(names),
-        costs,
-        str(cache),
-        shutil.disk_usage(home).free,
+        experiment=experiment.name,
+        protocol=experiment.protocol,
+        device=device,
+        dtype=str(pick_dtype(experiment.dtype, device)).removeprefix("torch."),
+        terms=len({p.term for p in prompts if p.group == "real"}),
+        prompts=dict(Counter(p.task for p in prompts)),
+        tables=names,
+        units=len(units) * len(names),
+        suites=costs,
+        cache=str(cache),
+        free=shutil.disk_usage(home).free,
     )
 
 
@@ -179,8 +177,7 @@ def _blob(repo: str, content: str) -> Path:
 class _Suite:
     """What the cost of a suite follows from."""
 
-    experiment: Experiment
-    prompts: Sequence[Prompt]
+    request: Request
     protocol: Protocol
     known: dict[CheckpointRef, Known]
     row: Row | None
@@ -225,7 +222,7 @@ class _Suite:
         return {(ref.repo, ref.label): self.row.parameters * getattr(torch, self.row.dtype).itemsize}
 
     def _effort(self, here: Sequence[CheckpointRef], probe: bool) -> _Effort:
-        dtype = pick_dtype(self.experiment.dtype, pick_device())
+        dtype = pick_dtype(self.request.experiment.dtype, pick_device())
         held = Memory(self.row.parameters * dtype.itemsize if self.row and self.row.parameters else None)
         loaded, seconds = None, None
         try:
@@ -233,12 +230,12 @@ class _Suite:
             if probe and here:
                 known = self.known[here[0]]
                 sources = known if isinstance(known, Sources) else None
-                loaded = load(here[0], bos=self.protocol.bos, dtype=self.experiment.dtype, sources=sources)
+                loaded = load(here[0], bos=self.protocol.bos, dtype=self.request.experiment.dtype, sources=sources)
                 words, config = loaded.tokenizer, loaded.model.config
             else:
                 words, config = self._described()
-            asked = [tokenized(words, prompt, self.protocol.bos) for prompt in self.prompts]
-            amount = work(words, asked, self.protocol, tables(self.experiment.measures))
+            asked = [tokenized(words, prompt, self.protocol.bos) for prompt in self.request.prompts]
+            amount = work(words, asked, self.protocol, self.request.measures.values())
             held = memory(
                 config, dtype, Batch(amount.batch, amount.scored, amount.band, BATCH_TOKENS if amount.written else 0)
             )

@@ -1,4 +1,4 @@
-"""Run a study on a Ray cluster: one task per checkpoint. The only file that knows Ray."""
+"""Run an experiment on a Ray cluster: one task per checkpoint. The only file that knows Ray."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ import torch
 
 from bindscope.errors import MeasureError, RequestError, StoreError
 from bindscope.execute.ahead import bring, remove
+from bindscope.execute.request import Request
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import Job, Result, attempt, hardware
-from bindscope.experiment import Experiment
 from bindscope.records import Prompt
+from bindscope.schema import PROMPTS
 from bindscope.store import Store
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,7 +60,7 @@ class _Found:
 
 
 def run(
-    experiment: Experiment, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL
+    request: Request, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL
 ) -> Outcome:
     """As `local.run`, with the checkpoints measured side by side by the workers of a cluster.
 
@@ -72,7 +73,11 @@ def run(
     with _cluster(address):
         needs, threads = _needs()
         sweep = Sweep(
-            experiment, store, watcher, options, ray.get(ray.remote(hardware).options(**needs).remote(experiment.dtype))
+            request,
+            store,
+            watcher,
+            options,
+            ray.get(ray.remote(hardware).options(**needs).remote(request.experiment.dtype)),
         )
         place, prompts = _Place(store.root.resolve(), mark, threads, options.evict), ray.put(sweep.prompts)
         task = ray.remote(_unit).options(max_retries=_RETRIES, **needs)
@@ -124,7 +129,10 @@ def _unit(job: Job, prompts: tuple[Prompt, ...], place: _Place) -> _Found:
 def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -> Result:
     """A lost worker may have stored a part already."""
     left = {name: key for name, key in job.keys.items() if store.fault(job.ref, name, key) is not None}
-    result = attempt(replace(job, keys=left), prompts, store, arrive=lambda: bring(job.sources, store))
+    measures = tuple(m for m in job.measures if PROMPTS.name in left or any(t.name in left for t in m.tables))
+    result = attempt(
+        replace(job, keys=left, measures=measures), prompts, store, arrive=lambda: bring(job.sources, store)
+    )
     if evict:
         remove(job.sources, store)
     return result

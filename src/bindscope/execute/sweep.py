@@ -1,6 +1,6 @@
-"""A study on its way: its checkpoints, what must be said of them, what is left to measure, what became of each.
+"""An experiment while it runs: its checkpoints, flags on their weights, what is left to measure, what became of each.
 
-Every way of running a study makes a `Sweep`, measures the jobs it gives, and hands it the results.
+Every way of running an experiment makes a `Sweep`, measures the jobs it gives, and hands it the results.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Protocol as Interface
 from bindscope.checkpoints import disk, fingerprint
 from bindscope.checkpoints.files import Sources, identify
 from bindscope.checkpoints.fingerprint import Fingerprint
-from bindscope.checkpoints.suites import Suite, suites
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError
+from bindscope.execute.request import Request
 from bindscope.execute.unit import REMEDY, Job, Result, twins
-from bindscope.experiment import Experiment
-from bindscope.measures.checkpoint import key_parts, steps, tables
-from bindscope.records import CheckpointRef, Protocol
-from bindscope.store import RunFile, Store, Unit, result_key
+from bindscope.records import CheckpointRef
+from bindscope.store import RunFile, Store, Unit
 
 #: Checkpoints that the hub is asked for at a time.
 _ASKED = 8
@@ -58,23 +56,20 @@ class Sweep:
     do not fit on the disk. A checkpoint that cannot be identified is a failed unit."""
 
     def __init__(
-        self, experiment: Experiment, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
+        self, request: Request, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
     ) -> None:
-        self.experiment, self.store, self.watcher, self.options, self.hardware = (
-            experiment,
-            store,
-            watcher,
-            options,
-            hardware,
-        )
-        self.prompts = experiment.build_prompts()
-        self._plan = plan(experiment)
+        self.request, self.store, self.watcher = request, store, watcher
+        self.options, self.hardware = options, hardware
+        self.prompts = request.prompts
+        self._plan = request.checkpoints
         self._units = [Unit(ref, "pending", {}) for ref, _ in self._plan]
         self._errors: list[BindscopeError] = []
         self._keys: dict[int, dict[str, str]] = {}
         self._missing: dict[int, dict[str, str]] = {}
         self._measured = 0
         watcher.begin(len(self._plan))
+        for note in request.notes:
+            watcher.note(note)
         self._found = self._identify()
         self._prints = {i: self._print(i) for i in self._found}
         self._flags = self._survey()
@@ -88,7 +83,7 @@ class Sweep:
 
         def one(ref: CheckpointRef) -> Sources | BindscopeError:
             try:
-                return identify(ref, code=ref.repo in self.experiment.trusted())
+                return identify(ref, code=ref.repo in self.request.experiment.trusted())
             except BindscopeError as error:
                 return error
             except Exception as error:  # whatever it is, it is one checkpoint's
@@ -125,10 +120,7 @@ class Sweep:
             for note in sources.notes:
                 self.watcher.note(note)
             device, dtype = self.hardware
-            keys = {
-                name: result_key(sources.identity, dtype, device, *key_parts(name, self.prompts, protocol))
-                for name in tables(self.experiment.measures)
-            }
+            keys = self.request.keys(sources.identity, dtype, device, protocol)
             faults = {name: self.store.fault(ref, name, key) for name, key in keys.items()}
             for fault in filter(None, faults.values()):
                 self.watcher.note(fault)
@@ -159,21 +151,22 @@ class Sweep:
 
     def steps(self, i: int) -> int:
         """How often measuring the unit reports progress."""
-        return steps(self._missing[i], self.prompts, self._plan[i][1])
+        return self.request.steps(self.request.needed(self._missing[i]), self._plan[i][1])
 
     def job(self, i: int) -> Job:
         ref, protocol = self._plan[i]
         return Job(
-            ref,
-            protocol,
-            self._found[i],
-            self.experiment.dtype,
-            self.hardware,
-            self._missing[i],
-            self._suite(i),
-            self._said(i),
-            self.options.accept,
-            ref.repo in self.experiment.trusted(),
+            ref=ref,
+            protocol=protocol,
+            sources=self._found[i],
+            dtype=self.request.experiment.dtype,
+            hardware=self.hardware,
+            keys=self._missing[i],
+            measures=self.request.needed(self._missing[i]),
+            suite=self._suite(i),
+            flags=self._said(i),
+            accept=self.options.accept,
+            remote=ref.repo in self.request.experiment.trusted(),
         )
 
     def _suite(self, i: int) -> tuple[Fingerprint, ...]:
@@ -195,12 +188,18 @@ class Sweep:
             self._fail(i, result)
         else:
             self._measured += 1
-            self._done(i)
+            self._done(i, result.lacking)
         self._record()
 
-    def _done(self, i: int) -> None:
-        ref = self._plan[i][0]
-        self._units[i] = Unit(ref, "done", self._keys[i])
+    def _done(self, i: int, lacking: dict[str, str] | None = None) -> None:
+        """Record a checkpoint that is measured, without the tables of measures that have no results."""
+        ref, lacking = self._plan[i][0], lacking or {}
+        gone = {table.name for name in lacking for table in self.request.measures[name].tables}
+        keys = {name: key for name, key in self._keys[i].items() if name not in gone}
+        self._units[i] = Unit(checkpoint=ref, status="done", keys=keys, lacking=lacking)
+        for reason in lacking.values():
+            self._errors.append(MeasureError(f"{ref.suite}, {ref.label}: {reason}"))
+            self.watcher.note(f"{ref.suite}, {ref.label}: {reason}")
         (self.store.root / self.store.note(ref, "failures")).unlink(missing_ok=True)
         self.watcher.end(ref, None)
 
@@ -210,23 +209,14 @@ class Sweep:
         file = self.store.note(ref, "failures")
         self.store.write_text(file, result.traceback)
         self._errors.append(result.error)
-        self._units[i] = Unit(ref, "failed", {}, str(result.error), file)
+        self._units[i] = Unit(checkpoint=ref, status="failed", keys={}, reason=str(result.error), traceback=file)
         self.watcher.end(ref, str(result.error))
 
     def _record(self) -> None:
         for i, known in self._prints.items():
             self._units[i] = replace(self._units[i], weights=known.weights, flags=self._said(i))
-        self.store.write_run(RunFile(self.experiment.model_dump(mode="json"), tuple(self._units)))
+        experiment = self.request.experiment.model_dump(mode="json")
+        self.store.write_run(RunFile(experiment, tuple(self._units), self.request.notes))
 
     def outcome(self) -> Outcome:
         return Outcome(tuple(self._units), self._measured, tuple(self._errors))
-
-
-def plan(experiment: Experiment) -> list[tuple[CheckpointRef, Protocol]]:
-    """Checkpoints in order, each once. Raises RequestError where two different suites go by one name."""
-    chosen: dict[str, Suite] = {}
-    for found in (found for asked in experiment.suites for found in suites(asked)):
-        if (known := chosen.setdefault(found.name, found)) != found:
-            places = f"{known.checkpoints[0].repo} and {found.checkpoints[0].repo}"
-            raise RequestError(f"two suites are called {found.name!r} ({places}); rename one, or name it once")
-    return [(ref, experiment.protocol_of(found.bos)) for found in chosen.values() for ref in found.checkpoints]

@@ -1,4 +1,4 @@
-"""One checkpoint of a study: the function that the local loop and Ray's workers call alike."""
+"""One checkpoint of an experiment: the function that the local loop and Ray's workers call alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -16,12 +16,13 @@ from pathlib import Path
 from bindscope.checkpoints import fingerprint
 from bindscope.checkpoints.files import Sources, fetch
 from bindscope.checkpoints.fingerprint import Fingerprint
-from bindscope.checkpoints.load import Loaded, load, pick_device, pick_dtype
+from bindscope.checkpoints.load import load, pick_device, pick_dtype
 from bindscope.engine.attention import NAME
 from bindscope.engine.batches import out_of_memory
-from bindscope.engine.selfcheck import SelfCheck
+from bindscope.engine.engine import Engine
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError, StoreError
-from bindscope.measures.checkpoint import EDITED, READ, measure
+from bindscope.execute.measuring import Session
+from bindscope.measures.base import Measure
 from bindscope.records import CheckpointRef, Dtype, Identity, Prompt, Protocol, Provenance
 from bindscope.store import Store
 
@@ -33,9 +34,13 @@ REMEDY = "--accept-flags measures them all the same, and the results carry the f
 class Job:
     """A checkpoint to be measured, with all that this needs beside prompts and a store.
 
-    keys: the tables that are missing -> their result keys; hardware: device and dtype that the keys were made for;
-    suite: what is known of the weights of its suite, its own among them; flags: what the results must say; accept:
-    measure it whatever its weights turn out to be; remote: run code from its repository.
+    keys: the tables that are missing -> their result keys
+    measures: those that fill them
+    hardware: device and dtype that the keys were made for
+    suite: what is known of the weights of its suite, its own among them
+    flags: what the results must say of the weights
+    accept: measure it whatever its weights turn out to be
+    remote: run Python code from its repository
     """
 
     ref: CheckpointRef
@@ -44,6 +49,7 @@ class Job:
     dtype: Dtype
     hardware: tuple[str, str]
     keys: dict[str, str]
+    measures: tuple[Measure, ...]
     suite: tuple[Fingerprint, ...]
     flags: tuple[str, ...]
     accept: bool
@@ -52,11 +58,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: the fingerprint of its weights, or the error, with its traceback."""
+    """What became of a job.
+
+    weights: fingerprint of its weights
+    error, traceback: why it failed
+    lacking: measure -> why that measure has no results, although the others have
+    """
 
     weights: Fingerprint | None
     error: BindscopeError | None = None
     traceback: str = ""
+    lacking: dict[str, str] = field(default_factory=dict)
 
 
 def hardware(dtype: Dtype) -> tuple[str, str]:
@@ -80,24 +92,26 @@ def attempt(
     try:
         if arrive is not None:
             arrive()
-        return Result(_measure(job, prompts, store, progress))
+        weights, lacking = _measure(job, prompts, store, progress)
+        return Result(weights, lacking=lacking)
     except StoreError:
         raise
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         kind = RequestError if isinstance(error, RequestError) else MeasureError
-        told = str(error) if isinstance(error, BindscopeError) else f"unexpected {type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, BindscopeError) else f"unexpected {type(error).__name__}: {error}"
         if out_of_memory(error):
-            told = f"there is no memory for a single prompt ({error}); use a larger device, or a shorter dtype"
-        return Result(None, kind(" ".join(told.split())), trace)
+            message = f"there is no memory for a single prompt ({error}); use a larger device, or a shorter dtype"
+        return Result(None, kind(" ".join(message.split())), trace)
 
 
 def _measure(
     job: Job, prompts: Sequence[Prompt], store: Store, progress: Callable[[float], None] | None
-) -> Fingerprint | None:
-    if (found := hardware(job.dtype)) != job.hardware:
+) -> tuple[Fingerprint | None, dict[str, str]]:
+    """The fingerprint of the weights, and why measures have no results."""
+    if (here := hardware(job.dtype)) != job.hardware:
         raise MeasureError(
-            f"{platform.node()} computes on {' in '.join(found)}, and the run was planned for "
+            f"{platform.node()} computes on {' in '.join(here)}, and the run was planned for "
             f"{' in '.join(job.hardware)}; give it machines of one kind"
         )
     for source in (job.sources.weights, job.sources.tokenizer):
@@ -107,24 +121,31 @@ def _measure(
     if len(flags) > len(job.flags) and not job.accept:
         raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
     if not job.keys:
-        return mine
+        return mine, {}
     loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, sources=job.sources, remote=job.remote)
-    together = (READ, EDITED)
-    passes = [[name for name in group if name in job.keys] for group in together]
-    passes[1:1] = [[name] for name in job.keys if not any(name in group for group in together)]
-    check: SelfCheck | None = None
-    for names in filter(None, passes):
+    notes = (*job.sources.notes, *loaded.notes, *flags)
+    lacking: dict[str, str] = {}
+    with Engine(loaded) as engine:
+        parts = {
+            m.name: store.parts(job.ref, job.keys[t.name])
+            for m in job.measures
+            for t in m.tables
+            if m.own_pass and t.name in job.keys
+        }
+        session = Session(engine, prompts, job.protocol, progress, parts)
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        parts = store.parts(job.ref, job.keys["ablation"]) if "ablation" in names else None
-        results, check = measure(loaded, prompts, job.protocol, names, progress, parts, check)
-        notes = (*job.sources.notes, *loaded.notes, *flags)
-        seconds = time.monotonic() - clock
-        made = provenance(loaded, job.sources.identity, notes, job.protocol, check, started, seconds)
-        for result in results:
-            store.write(job.ref, job.keys[result.measure], result, replace(made, notes=(*made.notes, *result.notes)))
-        if parts is not None:
-            parts.clear()
-    return mine
+        for outcome in session.passes(job.measures):
+            lacking |= outcome.failures
+            seconds = time.monotonic() - clock
+            origin = provenance(engine, job.sources.identity, notes, job.protocol, started, seconds)
+            for table in outcome.tables:
+                if table.name in job.keys:
+                    store.write(job.ref, job.keys[table.name], table, origin)
+            for table in outcome.tables:
+                if table.name in parts:
+                    parts[table.name].clear()
+            started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    return mine, lacking
 
 
 def twins(suite: Sequence[Fingerprint], mine: Fingerprint) -> list[str]:
@@ -134,16 +155,11 @@ def twins(suite: Sequence[Fingerprint], mine: Fingerprint) -> list[str]:
 
 
 def provenance(
-    loaded: Loaded,
-    identity: Identity,
-    notes: tuple[str, ...],
-    protocol: Protocol,
-    check: SelfCheck,
-    started: str,
-    seconds: float,
+    engine: Engine, identity: Identity, notes: tuple[str, ...], protocol: Protocol, started: str, seconds: float
 ) -> Provenance:
     """How a shard comes to be, to be written beside it."""
     commit, dirty = _git()
+    loaded, check = engine.loaded, engine.check
     return Provenance(
         versions=versions(),
         git_commit=commit,

@@ -1,24 +1,24 @@
-"""How much a study asks of a checkpoint, in tokens, and how fast a checkpoint is at it."""
+"""How much an experiment asks of a checkpoint, in tokens, and how fast a checkpoint is at it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from bindscope.checkpoints.load import Loaded
-from bindscope.engine.attention import hooked
-from bindscope.engine.forward import BATCH_TOKENS, Row, read
-from bindscope.engine.generate import MAX_TOKENS, Draw, distinct, write
-from bindscope.engine.prepare import Item, neutral_text, premise_rows
-from bindscope.engine.selfcheck import self_check
+from bindscope.engine.capture import TextInput
+from bindscope.engine.engine import Engine
+from bindscope.engine.generate import MAX_TOKENS
+from bindscope.engine.passes import BATCH_TOKENS
+from bindscope.engine.prepare import TokenizedPrompt, neutral_text, premise_inputs
 from bindscope.measures.ablation import evaluated, ranked_on
 from bindscope.measures.ablation import steps as conditions
-from bindscope.measures.checkpoint import EDITED, WRITTEN, draws, used
+from bindscope.measures.base import CompletionMeasure, Measure, Procedure
 from bindscope.prompts.spans import encode
-from bindscope.records import Protocol
+from bindscope.records import Protocol, Sampling
 
 #: Seconds that are long enough to be timed.
 _TIMED = 0.5
@@ -50,65 +50,75 @@ class Rates:
         return self.setup + work.read / self.read + (work.written / self.written if work.written else 0.0)
 
 
-def work(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Item], protocol: Protocol, names: Sequence[str]) -> Work:
-    """The tokens of every pass that fills the tables `names`."""
-    plain = [item for item in asked if item.prompt.shot == "zero"]
-    rows = [Row(item.encoded.ids, item.choices) for item in plain]
+def work(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[TokenizedPrompt],
+    protocol: Protocol,
+    measures: Collection[Measure],
+) -> Work:
+    """The tokens of every pass of the measures."""
+    plain = [p for p in prompts if p.prompt.shot == "zero"]
+    inputs = [TextInput(p.encoded.ids, p.choices) for p in plain]
     neutral = len(encode(tokenizer, neutral_text(), protocol.bos).ids)
-    _, premises = premise_rows(tokenizer, protocol.premise, protocol.bos, plain)
-    total = sum(map(len, rows)) + neutral + sum(map(len, premises))
+    _, premises = premise_inputs(tokenizer, protocol.premise, protocol.bos, plain)
+    total = sum(map(len, inputs)) + neutral + sum(map(len, premises))
     new = 0
-    for name in (name for name in WRITTEN if name in names):
-        times = len(distinct(draws(name)))
-        chosen = {prompt.id for prompt in used(name, [item.prompt for item in asked])}
-        for item in (item for item in asked if item.prompt.id in chosen):
-            total += times * len(item.encoded.ids)
-            new += times * (item.prompt.max_tokens or MAX_TOKENS)
-    if protocol.ablation is not None and set(names) & set(EDITED):
-        more, written = _edited(plain, protocol, neutral)
-        total, new = total + more, new + written
-    longest = max(map(len, rows), default=1)
-    share = max((sum(map(len, row.continuations)) / len(row) for row in rows), default=0)
+    for measure in (m for m in measures if isinstance(m, CompletionMeasure)):
+        times = len(measure.distinct)
+        chosen = {prompt.id for prompt in measure.prompts([p.prompt for p in prompts])}
+        for each in (p for p in prompts if p.prompt.id in chosen):
+            total += times * len(each.encoded.ids)
+            new += times * (each.prompt.max_tokens or MAX_TOKENS)
+    if protocol.ablation is not None and any(isinstance(m, Procedure) for m in measures):
+        more, completed = _edited(plain, protocol, neutral)
+        total, new = total + more, new + completed
+    longest = max(map(len, inputs), default=1)
+    share = max((sum(map(len, text.continuations)) / len(text) for text in inputs), default=0)
     batch = max(BATCH_TOKENS, longest)
-    return Work(total, new, batch, round(batch * share), max((i.span.k - 1 for i in plain if i.span), default=1))
+    return Work(
+        read=total,
+        written=new,
+        batch=batch,
+        scored=round(batch * share),
+        band=max((p.span.k - 1 for p in plain if p.span), default=1),
+    )
 
 
-def _edited(plain: Sequence[Item], protocol: Protocol, neutral: int) -> tuple[int, int]:
+def _edited(plain: Sequence[TokenizedPrompt], protocol: Protocol, neutral: int) -> tuple[int, int]:
     """Tokens read and written under edits; layers below the lowest edited one are run less often, which is left out."""
     spec = protocol.ablation
     assert spec is not None
     chosen, count = evaluated(plain, spec), conditions(spec)
-    rows = sum(len(Row(item.encoded.ids, item.choices)) for item in chosen) + neutral
+    rows = sum(len(TextInput(item.encoded.ids, item.choices)) for item in chosen) + neutral
     total = count * rows + sum(len(item.encoded.ids) for item in ranked_on(plain, chosen, spec))
     openings = [item for item in plain if item.prompt.task == "generation"] if spec.generation else []
     total += count * sum(len(item.encoded.ids) for item in openings)
     return total, count * sum(item.prompt.max_tokens or MAX_TOKENS for item in openings)
 
 
-def rates(loaded: Loaded, asked: Sequence[Item], since: float) -> Rates:
+def rates(loaded: Loaded, prompts: Sequence[TokenizedPrompt], since: float) -> Rates:
     """Time a question (or what there is) of middling length, repeated, and openings, more and more of them, until they
     take long enough or fill the batches of a run. since: when loading began, on the monotonic clock."""
-    check = self_check(loaded.model)
-    setup = time.monotonic() - since
-    questions = [i for i in asked if i.choices] or list(asked)
-    row = sorted((Row(i.encoded.ids, i.choices) for i in questions), key=len)[len(questions) // 2]
+    with Engine(loaded) as engine:
+        setup = time.monotonic() - since
+        questions = [p for p in prompts if p.choices] or list(prompts)
+        text = sorted((TextInput(p.encoded.ids, p.choices) for p in questions), key=len)[len(questions) // 2]
 
-    def score(times: int) -> int:
-        read(loaded.model, [row] * times, packed=check.packed)
-        return times * len(row)
+        def score(times: int) -> int:
+            engine.read([text] * times)
+            return times * len(text)
 
-    with hooked(loaded.model):
-        reading = _rate(score, BATCH_TOKENS // len(row))
-    openings = [i for i in asked if i.prompt.task == "generation" and i.prompt.shot == "zero" and i.prompt.rubric]
-    if not openings:
-        return Rates(reading, 0.0, setup)
+        reading = _rate(score, BATCH_TOKENS // len(text))
+        openings = [p for p in prompts if p.prompt.task == "generation" and p.prompt.shot == "zero" and p.prompt.rubric]
+        if not openings:
+            return Rates(reading, 0.0, setup)
 
-    def compose(times: int) -> int:
-        some = [i.encoded.ids for i in openings[:times]]
-        found = write(loaded.model, some, [MAX_TOKENS] * times, [Draw()] * times)
-        return times * max(len(text.ids) + text.ended for text in found)
+        def compose(times: int) -> int:
+            some = [p.encoded.ids for p in openings[:times]]
+            texts = engine.complete(some, [MAX_TOKENS] * times, [Sampling()] * times)
+            return times * max(len(text.ids) + text.ended for text in texts)
 
-    return Rates(reading, _rate(compose, len(openings)), setup)
+        return Rates(reading, _rate(compose, len(openings)), setup)
 
 
 def _rate(run: Callable[[int], int], most: int) -> float:

@@ -1,12 +1,14 @@
 """The results of a run as one Parquet file a table, for DuckDB, pandas or anything else that reads Parquet.
 
-A shard leaves out which checkpoint it is of, its types follow from its values, and its folder may hold shards of other
-runs. Here every row names its checkpoint, types are declared, and only the run's own results are in.
+A shard leaves out which checkpoint it is of, and its folder may hold shards of other runs. Here every row names its
+checkpoint, and only the run's own results are in. What a column means stands in the metadata of its field, and the whole
+data dictionary in the metadata of the file, under "bindscope".
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +16,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bindscope.errors import StoreError
-from bindscope.records import CheckpointRef
-from bindscope.store import TABLES, Store
+from bindscope.schema import CHECKPOINT, Column, Table
+from bindscope.store import Store
 
-_LISTS = {str(t): pa.list_(pa.field("item", t)) for t in (pa.string(), pa.int64(), pa.float64())}
-_COLUMNS: dict[pa.DataType, str] = {
-    pa.string(): """
-        suite revision prompt question term group task kind reason sinkless_reason null_reason position_null_reason
-        format shot exemplar_term text mode ranking set""",
-    pa.int64(): """
-        step n_tokens prefix k occurrences best_layer best_head null_n position_null_n start layer head rotation gold
-        predicted_per_token predicted_raw predicted_per_byte predicted_pmi seed new_tokens draw""",
-    pa.bool_(): """
-        best_head_is_pts carrier correct_per_token correct_raw correct_per_byte correct_pmi ended decoded_alone""",
-    pa.float64(): """
-        eb_star entropy eb_star_mass adjacent_bsi first_bsi sink_mass bsi_sinkless uniform_baseline eb_star_value
-        null_mean excess percentile mass_null_mean mass_excess mass_percentile position_null_mean position_excess
-        position_percentile bsi_pts_r previous_token_score margin margin_per_token margin_raw margin_per_byte margin_pmi
-        temperature score neutral_loss""",
-    _LISTS["string"]: "tokens span_strings choices matched contradicted copied heads",
-    _LISTS["int64"]: "span top_heads choice_tokens choice_bytes",
-    _LISTS["double"]: "eb_per_layer bsi mass sink value_bsi null_bsi logprob unconditional",
-    pa.list_(pa.field("item", _LISTS["double"])): "top_rows",
-}
-#: The type of every stored column, whichever table it is in.
-TYPES: dict[str, pa.DataType] = {name: kind for kind, names in _COLUMNS.items() for name in names.split()}
 #: How each shard came to be.
-PROVENANCE = pa.schema(
-    [(name, pa.string()) for name in ("suite", "revision")]
-    + [("step", pa.int64()), ("tokens", pa.int64())]
-    + [(name, pa.string()) for name in (
-        "measure", "key", "repo", "commit", "fingerprint", "weights", "dtype", "device", "bos", "attention", "started",
-        "git_commit", "protocol", "versions",
-    )]
-    + [("git_dirty", pa.bool_()), ("seconds", pa.float64()), ("flags", _LISTS["string"]), ("notes", _LISTS["string"])]
-)  # fmt: skip
+PROVENANCE = Table(
+    "provenance",
+    "a checkpoint and table",
+    (
+        *CHECKPOINT,
+        Column("tokens", "integer", "seen in training by then", "tokens", missing="not known"),
+        Column("table", "text", "the table"),
+        Column("key", "text", "key of the result: everything that changes a number in it"),
+        Column("repo", "text", "hub repository or folder of the weights"),
+        Column("commit", "text", "commit that the revision was", missing="a local folder has none"),
+        Column("fingerprint", "text", "hash over the bytes of weights, config and tokenizer"),
+        Column("weights", "text", "hash over the tensors", missing="not computed"),
+        Column("dtype", "text", "what was computed in"),
+        Column("device", "text", "kind of device: cpu, cuda, mps"),
+        Column("bos", "text", "what stands in front of each text: default, on, off"),
+        Column("attention", "text", "how attention was read, and whether continuations were packed"),
+        Column("started", "text", "ISO 8601, UTC"),
+        Column("seconds", "number", "wall time of its pass", "seconds", (0, None)),
+        Column("git_commit", "text", "commit of the bindscope that measured", missing="an installed release"),
+        Column("git_dirty", "yes/no", "whether its files differed from that commit", missing="an installed release"),
+        Column("protocol", "text", "every choice that changes a number, as JSON"),
+        Column("versions", "text", "versions of what computed, as JSON"),
+        Column("flags", "list of text", "what must be known of the weights"),
+        Column("notes", "list of text", "what was noted while it was measured"),
+    ),
+)
 
 
 def write(store: Store, folder: Path) -> list[Path]:
@@ -56,40 +53,44 @@ def write(store: Store, folder: Path) -> list[Path]:
 
     Raises StoreError for a run that has nothing finished, and for a shard that is missing or damaged.
     """
-    found: dict[str, list[pa.Table]] = {}
-    for name in TABLES:
-        for ref, shard in store.shards(name):
-            found.setdefault(name, []).append(_typed(_placed(shard, ref), name))
-    if not found:
+    tables = store.tables()
+    if not tables:
         raise StoreError(f"no checkpoint of {store.root} is measured yet; run `bindscope run` with this folder again")
-    tables = {name: pa.concat_tables(shards, promote_options="default") for name, shards in found.items()}
-    tables["provenance"] = pa.Table.from_pylist(_origins(store), PROVENANCE)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.parquet" for name in tables]
-    for path, table in zip(files, tables.values(), strict=True):
-        pq.write_table(table, path, compression="zstd")
-    return files
+    files = [_export(table, _rows(store, table), folder) for table in map(with_checkpoint, tables)]
+    origins = _origins(store)
+    columns = {column.name: [row[column.name] for row in origins] for column in PROVENANCE.columns}
+    return [*files, _export(PROVENANCE, PROVENANCE.arrow(columns), folder)]
 
 
-def _placed(shard: pa.Table, ref: CheckpointRef) -> pa.Table:
-    for i, (name, value) in enumerate(ref.columns.items()):
-        shard = shard.add_column(i, name, pa.array([value] * shard.num_rows, TYPES[name]))
-    return shard
+def with_checkpoint(table: Table) -> Table:
+    """The table as it is exported: the columns of the checkpoint in front."""
+    return replace(table, columns=(*CHECKPOINT, *table.columns))
 
 
-def _typed(shard: pa.Table, name: str) -> pa.Table:
-    if odd := [column for column in shard.column_names if column not in TYPES]:
-        raise StoreError(f"the table {name} has a column {odd[0]!r} of unknown type: another version wrote it")
-    return shard.cast(pa.schema([(column, TYPES[column]) for column in shard.column_names]))
+def _rows(store: Store, table: Table) -> pa.Table:
+    """All rows of a table, typed as it declares."""
+    parts = []
+    for ref, shard in store.shards(table.name):
+        place = [pa.array([value] * shard.rows.num_rows, table[name].field.type) for name, value in ref.columns.items()]
+        parts.append(pa.table([*place, *shard.rows.columns], schema=table.schema))
+    return pa.concat_tables(parts)
+
+
+def _export(table: Table, rows: pa.Table, folder: Path) -> Path:
+    path = folder / f"{table.name}.parquet"
+    about = json.dumps(table.plain(), ensure_ascii=False).encode()
+    pq.write_table(rows.replace_schema_metadata({b"bindscope": about}), path, compression="zstd")
+    return path
 
 
 def _origins(store: Store) -> list[dict[str, Any]]:
     rows = []
     for unit in store.read_run().units:
-        for measure, key in unit.keys.items() if unit.status == "done" else ():
-            made = store.provenance(unit.checkpoint, measure, key)
-            row = unit.checkpoint.columns | made | made["identity"]
-            row |= {"tokens": unit.checkpoint.tokens, "measure": measure, "key": key, "weights": unit.weights}
-            row |= {name: json.dumps(made[name], sort_keys=True) for name in ("protocol", "versions")}
+        for table, key in unit.keys.items() if unit.status == "done" else ():
+            origin = store.provenance(unit.checkpoint, table, key)
+            row = unit.checkpoint.columns | origin | origin["identity"]
+            row |= {"tokens": unit.checkpoint.tokens, "table": table, "key": key, "weights": unit.weights}
+            row |= {name: json.dumps(origin[name], sort_keys=True) for name in ("protocol", "versions")}
             rows.append(row | {"flags": list(unit.flags)})
     return rows

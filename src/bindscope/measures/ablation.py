@@ -1,48 +1,94 @@
-"""Does it matter for knowing a term that the heads which bind it are there? Recognition with sets of heads taken out.
+"""Ablation: does it matter for knowing a term that the heads which bind it are there?
 
-Two tables: `ablation` has a row per set and prompt (score, margin), `ablation_sets` a row per set (which heads, loss on
-neutral text under the same edit). A finished set can be kept and is not run again.
+Recognition, and completions if asked for, while sets of heads are ablated: those that bind most, those that bind least,
+and random sets to compare with. Two tables: `ablation` has a row per set and prompt, `ablation_sets` a row per set,
+with the loss on neutral text under the same edit. A finished set can be kept and is not run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindscope.checkpoints.load import Loaded
-from bindscope.engine.attention import during, hooked
-from bindscope.engine.conditions import SIDE, Logs, Material, Shared, decoding, neutral_means, run
-from bindscope.engine.edits import value_biases
-from bindscope.engine.forward import Row
-from bindscope.engine.generate import Draw, token_limits, written_table
-from bindscope.engine.prepare import Item, neutral_rows, previous_token_scores
 from bindscope.errors import MeasureError, PromptError, RequestError
-from bindscope.measures.ranking import HeadSet, scores, sets
+from bindscope.measures.base import Procedure
+from bindscope.measures.completions import scored
+from bindscope.measures.head_sets import HeadSet, scores, sets
+from bindscope.measures.procedure import Context, Rows
 from bindscope.measures.recognition import Scores
-from bindscope.records import Ablation, Measurement, Mode
+from bindscope.records import Ablation, Mode, Prompt, Protocol, Sampling
+from bindscope.schema import PROMPT, QUESTION, TERM, Column, Table
 
-Rows = list[dict[str, Any]]
+if TYPE_CHECKING:
+    from bindscope.engine.capture import TextInput
+    from bindscope.engine.conditions import EditValues, LayerCache, Logs
+    from bindscope.engine.prepare import TokenizedPrompt
+
+_SET = (
+    Column(
+        "mode", "text", "how heads are ablated: zero, mean, resample, published, knockout", missing="nothing is ablated"
+    ),
+    Column(
+        "ranking",
+        "text",
+        "what the heads were chosen by: bsi, excess, previous_token, named",
+        missing="nothing is ablated",
+    ),
+    Column("set", "text", "baseline, top, bottom or random"),
+    Column("k", "integer", "heads, or groups of heads, in the set", range=(0, None)),
+    Column("draw", "integer", "number of a random set, from 0", range=(0, None)),
+)
+_TABLE = Table(
+    name="ablation",
+    row="a set of heads and a prompt",
+    columns=(
+        *_SET,
+        PROMPT,
+        QUESTION,
+        TERM,
+        Column("task", "text", "recognition or generation"),
+        Column(
+            "score", "number", "1 if the right choice is preferred, else 0; rubric score of a completion", range=(0, 1)
+        ),
+        Column(
+            "margin",
+            "number",
+            "score per token of the right choice less the best other",
+            "nats per token",
+            missing="a completion has no margin",
+        ),
+    ),
+    measure="ablation",
+    title="Score while heads are ablated",
+    value="score",
+)
+_SETS = Table(
+    name="ablation_sets",
+    row="a set of heads",
+    columns=(
+        *_SET,
+        Column("heads", "list of text", "the heads, each as layer.head from 0"),
+        Column("neutral_loss", "number", "loss on neutral text", "nats per token", (0, None)),
+    ),
+    measure="ablation",
+)
 
 
-class Parts(Protocol):
-    """Where finished sets are kept between runs."""
+def evaluated(prompts: Iterable[TokenizedPrompt], spec: Ablation) -> list[TokenizedPrompt]:
+    """The questions that are asked while heads are ablated: in their first rotation, `spec.questions` of each term
+    (each term begins with another kind, so that all kinds occur).
 
-    def get(self, name: str) -> Rows | None: ...
-    def put(self, name: str, rows: Rows) -> None: ...
-
-
-def evaluated(items: Sequence[Item], spec: Ablation) -> list[Item]:
-    """The questions that are asked under edits: rotation 0 of those that bind, `spec.questions` of each term (a later
-    term begins with a later kind, so that all kinds occur)."""
-    asked: dict[str, list[Item]] = {}
-    for item in items:
-        if item.prompt.task == "recognition" and item.prompt.rotation == 0:
-            asked.setdefault(item.prompt.term, []).append(item)
+    Raises RequestError where there are none.
+    """
+    asked: dict[str, list[TokenizedPrompt]] = {}
+    for prompt in prompts:
+        if prompt.prompt.task == "recognition" and prompt.prompt.rotation == 0:
+            asked.setdefault(prompt.prompt.term, []).append(prompt)
     out = []
     for n, questions in enumerate(asked.values()):
         count = len(questions) if spec.questions is None else min(spec.questions, len(questions))
@@ -52,10 +98,15 @@ def evaluated(items: Sequence[Item], spec: Ablation) -> list[Item]:
     return out
 
 
-def ranked_on(items: Sequence[Item], chosen: Sequence[Item], spec: Ablation) -> list[Item]:
-    """The prompts that heads are ranked on: other frames than those evaluated, or all that bind."""
-    taken = {item.prompt.shared for item in chosen} if spec.held_out else set()
-    out = [i for i in items if i.prompt.binds and i.prompt.task != "carrier" and i.prompt.shared not in taken]
+def ranked_on(
+    prompts: Iterable[TokenizedPrompt], questions: Sequence[TokenizedPrompt], spec: Ablation
+) -> list[TokenizedPrompt]:
+    """The prompts that heads are ranked on: others than those evaluated, or all in which spans are measured.
+
+    Raises RequestError where there are none.
+    """
+    taken = {question.prompt.shared for question in questions} if spec.held_out else set()
+    out = [p for p in prompts if p.prompt.binds and p.prompt.task != "carrier" and p.prompt.shared not in taken]
     if not out:
         raise RequestError(
             "every prompt is evaluated, so none is left to rank heads on; add openings, or ask fewer questions of each "
@@ -65,77 +116,71 @@ def ranked_on(items: Sequence[Item], chosen: Sequence[Item], spec: Ablation) -> 
 
 
 def steps(spec: Ablation) -> int:
-    """Conditions that `ablate` runs."""
+    """How many sets are run, the baseline among them."""
     sizes = sum(len(spec.sizes(ranking)) for ranking in spec.rankings)
     return 1 + len(spec.modes) * sizes * (2 + spec.random)
 
 
-def ablate(
-    loaded: Loaded,
-    items: Sequence[Item],
-    spec: Ablation,
-    packed: bool,
-    parts: Parts | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> list[Measurement]:
-    """The tables `ablation` and `ablation_sets` of one checkpoint. progress gets sets done, in shares while they run,
-    those that `parts` holds first.
+def ablate(context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    """The tables `ablation` and `ablation_sets` of one checkpoint. `context.progress` gets the sets done, in shares
+    while they run; those that `context.parts` holds come first.
 
-    Raises RequestError for what the model or the prompts do not allow, MeasureError where an edit of the heads that
-    bind most leaves every score unchanged.
+    Raises RequestError for what the model or the prompts do not allow, MeasureError where ablating the heads that bind
+    most leaves every score unchanged.
     """
-    model = loaded.model
-    if not packed:
-        raise MeasureError(f"{loaded.ref.suite}: packed rows do not hold for this model, and edits are run in them")
-    chosen = evaluated(items, spec)
-    openings = (
-        [i for i in items if i.prompt.task == "generation" and i.prompt.shot == "zero"] if spec.generation else []
-    )
-    neutral, _ = neutral_rows(loaded)
-    with hooked(model):
-        pts = previous_token_scores(loaded, packed)
-        found = scores(model, ranked_on(items, chosen, spec), pts, packed)
-        groups = int(getattr(model.config, "num_key_value_heads", None) or loaded.heads)
-        baseline, *others = sets(found, spec, groups)
-        jobs: list[tuple[Mode, HeadSet]] = [("zero", baseline), *((mode, s) for mode in spec.modes for s in others)]
-        asked = _asked(loaded, chosen, openings, neutral, spec)
-        done = _kept(parts, len(jobs))
-        if progress is not None:  # a share of the heads can be a size that was asked for already
-            progress(len(done) + max(0, steps(spec) - len(jobs)))
-        for block in _blocks(jobs, done):
-            made = _block(loaded, asked, [jobs[n] for n in block], progress)
-            for n, record in zip(block, made, strict=True):
-                if parts is not None:
-                    parts.put(f"{n:04d}", [record])
-                done[n] = record
+    spec, loaded = context.choices.ablation, context.engine.loaded
+    assert spec is not None
+    questions = evaluated(context.prompts, spec)
+    openings = [p for p in context.prompts if p.prompt.task == "generation" and p.prompt.shot == "zero"]
+    ranked, lacking = scores(context, ranked_on(context.prompts, questions, spec))
+    groups = int(getattr(context.engine.model.config, "num_key_value_heads", None) or loaded.heads)
+    baseline, *others = sets(ranked, spec, groups, lacking)
+    jobs: list[tuple[Mode, HeadSet]] = [("zero", baseline), *((mode, s) for mode in spec.modes for s in others)]
+    texts = _texts(context, questions, openings if spec.generation else [], spec)
+    done = _kept(context, len(jobs))
+    if context.progress is not None:  # a share of the heads can be a size that was asked for already
+        context.progress(len(done) + max(0, steps(spec) - len(jobs)))
+    for block in _blocks(jobs, done):
+        records = _block(context, texts, [jobs[n] for n in block])
+        for n, record in zip(block, records, strict=True):
+            if context.parts is not None:
+                context.parts.put(f"{n:04d}", [record])
+            done[n] = record
     ordered = [done[n] for n in range(len(jobs))]
-    _changed(ordered)
-    return _tables(ordered, [*chosen, *openings])
+    _check_changed(ordered)
+    return _tables(ordered, [*questions, *texts.openings])
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What every set is tried on: questions, openings (none where generation is not asked for), and all packed rows, of
-    the questions first and then of the neutral text; what edits of the rows and of the openings need, and share."""
+class _Texts:
+    """What every set is tried on.
 
-    questions: Sequence[Item]
-    openings: Sequence[Item]
-    rows: Sequence[Row]
-    material: Material
-    writing: Material
-    shared: Shared
+    questions: prompts with choices; openings: prompts to continue, none where generation is not asked for
+    inputs: all texts of the forward pass, of the questions first and then of the neutral text
+    values, opening_values: what edits of `inputs` and of the openings need beside the heads
+    cache: what all sets have in common
+    """
+
+    questions: Sequence[TokenizedPrompt]
+    openings: Sequence[TokenizedPrompt]
+    inputs: Sequence[TextInput]
+    values: EditValues
+    opening_values: EditValues
+    cache: LayerCache
 
 
-def _kept(parts: Parts | None, jobs: int) -> dict[int, dict[str, Any]]:
+def _kept(context: Context, jobs: int) -> dict[int, dict[str, Any]]:
     """The sets that an earlier run has finished, by their place among the jobs."""
-    if parts is None:
+    if context.parts is None:
         return {}
-    return {n: rows[0] for n in range(jobs) if (rows := parts.get(f"{n:04d}"))}
+    return {n: rows[0] for n in range(jobs) if (rows := context.parts.get(f"{n:04d}"))}
 
 
 def _blocks(jobs: Sequence[tuple[Mode, HeadSet]], done: Collection[int]) -> list[list[int]]:
-    """Jobs still to do, as many together as go side by side in one pass: of one mode, with like lowest layers, since
-    what lies below the lowest edited layer is shared."""
+    """Jobs still to do, as many together as go side by side in one pass: of one mode, with similar lowest layers, since
+    what lies below the lowest edited layer is computed once."""
+    from bindscope.engine.conditions import SIDE
+
     left = [n for n in range(len(jobs)) if n not in done]
     out: list[list[int]] = []
     for mode in dict.fromkeys(jobs[n][0] for n in left):
@@ -145,24 +190,16 @@ def _blocks(jobs: Sequence[tuple[Mode, HeadSet]], done: Collection[int]) -> list
     return out
 
 
-def _block(
-    loaded: Loaded, asked: _Asked, block: Sequence[tuple[Mode, HeadSet]], progress: Callable[[float], None] | None
-) -> Rows:
-    """One record per set: identity, and lists over the prompts."""
+def _block(context: Context, texts: _Texts, block: Sequence[tuple[Mode, HeadSet]]) -> Rows:
+    """One record per set: what it is, and lists over the prompts."""
     out: Rows = []
-    n, mode = len(asked.questions), block[0][0]
-    logs = run(
-        loaded.model,
-        asked.rows,
-        [s.heads for _, s in block],
-        mode,
-        asked.material,
-        shared=asked.shared,
-        progress=progress,
+    n, mode = len(texts.questions), block[0][0]
+    logs = context.engine.edited(
+        texts.inputs, [s.heads for _, s in block], mode, texts.values, cache=texts.cache, progress=context.progress
     )
-    for (_, s), found in zip(block, logs, strict=True):
-        known = [_known(item, each) for item, each in zip(asked.questions, found[:n], strict=True)]
-        loss = np.concatenate([each[0] for each in found[n:]])
+    for (_, s), each in zip(block, logs, strict=True):
+        known = [_known(question, choices) for question, choices in zip(texts.questions, each[:n], strict=True)]
+        loss = np.concatenate([neutral[0] for neutral in each[n:]])
         out.append(
             {
                 "mode": mode if s.heads else None,
@@ -172,117 +209,157 @@ def _block(
                 "draw": s.draw,
                 "heads": [f"{layer}.{head}" for layer, head in s.heads],
                 "neutral_loss": float(-loss.astype(np.float64).mean()),
-                "score": [float(correct) for correct, _ in known] + _written(loaded, asked, mode, s),
+                "score": [float(correct) for correct, _ in known] + _completion_scores(context, texts, mode, s),
                 "margin": [margin for _, margin in known],
             }
         )
     return out
 
 
-def _known(item: Item, logs: Logs) -> tuple[bool, float]:
-    """Whether gold has the highest mean log P per token, and its margin over the best other choice."""
-    values = np.array([float(found.astype(np.float64).mean()) for found in logs])
-    assert item.prompt.answer is not None
-    found = Scores(values, item.prompt.answer)
-    return found.predicted == found.gold, found.margin
+def _known(question: TokenizedPrompt, logs: Logs) -> tuple[bool, float]:
+    """Whether the right choice has the highest mean log P per token, and its margin over the best other."""
+    values = np.array([float(choice.astype(np.float64).mean()) for choice in logs])
+    assert question.prompt.answer is not None
+    each = Scores(values, question.prompt.answer)
+    return each.predicted == each.gold, each.margin
 
 
-def _written(loaded: Loaded, asked: _Asked, mode: Mode, chosen: HeadSet) -> list[float]:
-    """Rubric scores of the openings, continued greedily under the same edit."""
-    if not asked.openings:
+def _completion_scores(context: Context, texts: _Texts, mode: Mode, chosen: HeadSet) -> list[float]:
+    """Rubric scores of the openings, continued greedily while the heads are ablated."""
+    if not texts.openings:
         return []
+    from bindscope.engine.completions import completions
 
     def under(batch: Sequence[int]) -> AbstractContextManager[object]:
-        edit, rewire = decoding(loaded.model, chosen.heads, mode, asked.writing, batch)
-        return during(edit=edit, rewire=rewire)
+        return context.engine.decoding(chosen.heads, mode, texts.opening_values, batch)
 
-    table = written_table("generation", loaded, asked.openings, [Draw()], under=under)
-    return [float(score) for score in table.columns["score"]]
+    written = completions(context.engine, texts.openings, [Sampling()], under=under)
+    return [float(scored(view)["score"]) for view in written]
 
 
-def _asked(
-    loaded: Loaded, chosen: Sequence[Item], openings: Sequence[Item], neutral: Sequence[Row], spec: Ablation
-) -> _Asked:
-    model, texts = loaded.model, [row.ids for row in neutral]
-    means, last = neutral_means(model, texts) if "mean" in spec.modes else (None, 0)
-    biases = value_biases(model) if "published" in spec.modes else None
-    donors = writing = None
+def _texts(
+    context: Context, questions: Sequence[TokenizedPrompt], openings: Sequence[TokenizedPrompt], spec: Ablation
+) -> _Texts:
+    from bindscope.engine.capture import TextInput
+    from bindscope.engine.conditions import EditValues, LayerCache
+    from bindscope.engine.generate import token_limits
+    from bindscope.engine.prepare import neutral_inputs
+
+    loaded, engine = context.engine.loaded, context.engine
+    neutral, _ = neutral_inputs(loaded)
+    neutral_ids = [text.ids for text in neutral]
+    means, last = engine.neutral_means(neutral_ids) if "mean" in spec.modes else (None, 0)
+    biases = engine.value_biases() if "published" in spec.modes else None
+    donors = opening_donors = None
     if "resample" in spec.modes:
-        whole = [(*i.encoded.ids, *max(i.choices, key=len)) for i in chosen]
-        known = [(i.prompt.term, text) for i, text in zip(chosen, whole, strict=True)]
+        whole = [(*q.encoded.ids, *max(q.choices, key=len)) for q in questions]
+        known = [(q.prompt.term, text) for q, text in zip(questions, whole, strict=True)]
         rng = np.random.default_rng(spec.seed)
-        donors = _donors([(i, len(text) - 1) for i, text in zip(chosen, whole, strict=True)], known, texts, rng)
-        donors += _neutral_donors(texts, rng)
+        needs = [(q, len(text) - 1) for q, text in zip(questions, whole, strict=True)]
+        donors = _donors(needs, known, neutral_ids, rng) + _neutral_donors(neutral_ids, rng)
         # The last new token is never read, so none is needed in its place.
-        ends = [(i, len(i.encoded.ids) + n - 1) for i, n in zip(openings, token_limits(loaded, openings), strict=True)]
-        writing = _donors(ends, known, texts, rng)
-    material = Material(means, last, donors, [*_spans(chosen), *((),) * len(neutral)], biases)
-    rows = [Row(i.encoded.ids, i.choices) for i in chosen] + [Row(r.ids[:1], (r.ids[1:],)) for r in neutral]
-    openers = replace(material, donors=writing, spans=_spans(openings))
-    return _Asked(chosen, openings, rows, material, openers, Shared())
+        limits = token_limits(loaded, openings)
+        ends = [(o, len(o.encoded.ids) + n - 1) for o, n in zip(openings, limits, strict=True)]
+        opening_donors = _donors(ends, known, neutral_ids, rng)
+    values = EditValues(
+        means=means, last=last, donors=donors, spans=[*_spans(questions), *((),) * len(neutral)], biases=biases
+    )
+    inputs = [TextInput(q.encoded.ids, q.choices) for q in questions]
+    inputs += [TextInput(text.ids[:1], (text.ids[1:],)) for text in neutral]
+    opening_values = replace(values, donors=opening_donors, spans=_spans(openings))
+    return _Texts(
+        questions=questions,
+        openings=openings,
+        inputs=inputs,
+        values=values,
+        opening_values=opening_values,
+        cache=LayerCache(),
+    )
 
 
-def _spans(items: Sequence[Item]) -> list[tuple[int, ...]]:
-    return [item.span.tokens if item.span else () for item in items]
+def _spans(prompts: Sequence[TokenizedPrompt]) -> list[tuple[int, ...]]:
+    return [prompt.span.tokens if prompt.span else () for prompt in prompts]
 
 
 def _donors(
-    asked: Sequence[tuple[Item, int]],
-    whole: Sequence[tuple[str, tuple[int, ...]]],
+    asked: Sequence[tuple[TokenizedPrompt, int]],
+    texts: Sequence[tuple[str, tuple[int, ...]]],
     neutral: Sequence[tuple[int, ...]],
     rng: np.random.Generator,
 ) -> list[tuple[int, ...]]:
-    """For each item a text of another term that has the tokens it needs at least; neutral text where there is none.
+    """For each prompt a text of another term that has the tokens it needs at least; neutral text where there is none.
 
-    whole: term and tokens of each text at hand. Raises PromptError where the neutral text is too short as well.
+    texts: term and tokens of each text at hand. Raises PromptError where the neutral text is too short as well.
     """
-    longest = _longest(neutral)
+    longest = _joined(neutral)
     out: list[tuple[int, ...]] = []
-    for item, need in asked:
-        fits = [ids for term, ids in whole if term != item.prompt.term and len(ids) >= need]
+    for prompt, need in asked:
+        fits = [ids for term, ids in texts if term != prompt.prompt.term and len(ids) >= need]
         if not fits and len(longest) < need:
             raise PromptError(
-                f"resample: no other prompt is as long as {item.prompt.id!r} ({need} tokens); use mode mean or zero"
+                f"resample: no other prompt is as long as {prompt.prompt.id!r} ({need} tokens); use mode mean or zero"
             )
         out.append(fits[int(rng.integers(len(fits)))] if fits else longest[:need])
     return out
 
 
 def _neutral_donors(neutral: Sequence[tuple[int, ...]], rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """For each row of neutral text another one that is as long."""
+    """For each part of the neutral text another one that is as long."""
     out: list[tuple[int, ...]] = []
     for n, text in enumerate(neutral):
         others = [t for m, t in enumerate(neutral) if m != n and len(t) >= len(text)]
-        out.append(others[int(rng.integers(len(others)))] if others else _longest(neutral)[-len(text) :])
+        out.append(others[int(rng.integers(len(others)))] if others else _joined(neutral)[-len(text) :])
     return out
 
 
-def _longest(neutral: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The rows of neutral text in one, with the special token of the first alone."""
+def _joined(neutral: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The parts of the neutral text in one, with the special token of the first alone."""
     return (*neutral[0], *(t for text in neutral[1:] for t in text[1:]))
 
 
-def _changed(done: Rows) -> None:
-    """Taking out the heads that bind most must change some score; else the edit does not reach the model."""
+def _check_changed(done: Rows) -> None:
+    """Raises MeasureError where ablating the heads that bind most changes no score: the edit does not reach the
+    model."""
     base = done[0]["margin"]
     for record in done[1:]:
         if record["set"] == "top" and record["mode"] != "published" and record["margin"] == base:
             raise MeasureError(
-                f"taking out heads {', '.join(record['heads'])} ({record['mode']}) changes no score at all; "
+                f"ablating heads {', '.join(record['heads'])} ({record['mode']}) changes no score at all; "
                 "the edit does not reach the model"
             )
 
 
-def _tables(done: Rows, asked: Sequence[Item]) -> list[Measurement]:
-    keys = ("mode", "ranking", "set", "k", "draw")
+def _tables(done: Rows, asked: Sequence[TokenizedPrompt]) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    keys = [column.name for column in _SET]
     rows = [
-        {**{key: record[key] for key in keys}, "prompt": item.prompt.id, "question": item.prompt.shared,
-         "term": item.prompt.term, "task": item.prompt.task, "score": score, "margin": margin}
+        {key: record[key] for key in keys}
+        | {
+            "prompt": prompt.prompt.id,
+            "question": prompt.prompt.shared,
+            "term": prompt.prompt.term,
+            "task": prompt.prompt.task,
+            "score": score,
+            "margin": margin,
+        }
         for record in done
-        for item, score, margin in zip_longest(asked, record["score"], record["margin"])
-    ]  # fmt: skip
-    wide = [{key: record[key] for key in (*keys, "heads", "neutral_loss")} for record in done]
-    return [
-        Measurement("ablation", {key: [row[key] for row in rows] for key in rows[0]}),
-        Measurement("ablation_sets", {key: [row[key] for row in wide] for key in wide[0]}),
+        for prompt, score, margin in zip_longest(asked, record["score"], record["margin"])
     ]
+    return {
+        table.name: {column.name: [row[column.name] for row in source] for column in table.columns}
+        for table, source in ((_TABLE, rows), (_SETS, done))
+    }
+
+
+def _count(_: Sequence[Prompt], protocol: Protocol) -> int:
+    return 0 if protocol.ablation is None else steps(protocol.ablation)
+
+
+ablation = Procedure(
+    name="ablation",
+    function=ablate,
+    columns=_TABLE.columns,
+    value="score",
+    title=_TABLE.title,
+    stored=(_TABLE, _SETS),
+    count=_count,
+)

@@ -1,34 +1,41 @@
-"""Does the model know the term? Log-probability of each choice after the prompt, and the scores derived from it.
+"""Recognition: which choice does the model prefer after the question?
 
-All raw sums are kept, so that every normalisation can be computed later: raw (the sum), per token (published), per byte
-of the choice's text, and PMI, the sum minus the log-probability of the same text after a neutral premise (Holtzman
-2104.08315). The margin, score(gold) - max score(other), moves before accuracy does.
+The log-probability of every choice is kept, so that every normalisation can be computed later: raw (the sum), per token
+(Tran 2026), per byte of the choice's text, and PMI, the sum less the log-probability of the same text after a neutral
+premise (Holtzman et al. 2021, arXiv:2104.08315). The margin, score of the right choice less the best other score, moves
+before accuracy does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bindscope.records import Prompt
+from bindscope.measures.base import Values, choice_measure
+from bindscope.measures.view import ChoiceView
+from bindscope.schema import Column, Type
 
 SCORES = ("per_token", "raw", "per_byte", "pmi")
+_UNITS = {"per_token": "nats per token", "raw": "nats", "per_byte": "nats per byte", "pmi": "nats"}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores (choices,) under one normalisation, in nats, or nats per token or byte; gold: the place of the right
-    choice; predicted is the first of the highest."""
+    """Scores of the choices under one normalisation.
+
+    values: (choices,) in nats, or nats per token or byte
+    gold: index of the right choice
+    """
 
     values: NDArray[np.float64]
     gold: int
 
     @property
     def predicted(self) -> int:
+        """Index of the first of the highest."""
         return int(self.values.argmax())
 
     @property
@@ -40,10 +47,11 @@ class Scores:
 def scores(
     sums: Sequence[float], tokens: Sequence[int], choices: Sequence[str], unconditional: Sequence[float], gold: int
 ) -> Mapping[str, Scores]:
-    """All normalisations of the summed log-probabilities (nats): keys are `SCORES`.
+    """All normalisations of the summed log-probabilities (nats), by the names in `SCORES`.
 
     sums, tokens, choices, unconditional: for each choice its log-probability, number of tokens, text, and
-    log-probability after the neutral premise; gold: the place of the right one.
+        log-probability after the neutral premise
+    gold: index of the right choice
     """
     raw = np.asarray(sums, dtype=np.float64)
     by = {
@@ -55,32 +63,52 @@ def scores(
     return {name: Scores(by[name], gold) for name in SCORES}
 
 
-def recognition_row(
-    prompt: Prompt, lengths: Sequence[int], logprobs: Sequence[NDArray[np.float32]], unconditional: Mapping[str, float]
-) -> dict[str, Any]:
-    """One row of the table `recognition`: raw sums of each choice, and prediction and margin under every score.
+def _columns() -> Iterator[Column]:
+    own_form: Type = "text"
+    yield Column(
+        "format", own_form, "listed: options in the prompt; cloze: none are shown", missing="a prompt file has none"
+    )
+    yield Column("rotation", "integer", "by how many places the options are shifted", range=(0, None))
+    yield Column("gold", "integer", "index of the right choice", range=(0, None))
+    yield Column("choices", "list of text", "the choices in their order")
+    yield Column(
+        "logprob", "list of numbers", "log P of each choice after the prompt", "nats", (None, 0), shape="choices"
+    )
+    yield Column("choice_tokens", "list of integers", "length of each choice", "tokens", (1, None), shape="choices")
+    yield Column("choice_bytes", "list of integers", "length of each choice", "bytes", (1, None), shape="choices")
+    yield Column(
+        "unconditional",
+        "list of numbers",
+        "log P of each choice after a neutral premise",
+        "nats",
+        (None, 0),
+        shape="choices",
+    )
+    for name in SCORES:
+        yield Column(
+            f"predicted_{name}", "integer", f"index of the choice with the highest score {name}", range=(0, None)
+        )
+        yield Column(f"correct_{name}", "yes/no", f"whether that is the right one, score {name}")
+        yield Column(f"margin_{name}", "number", f"score {name} of the right choice less the best other", _UNITS[name])
 
-    lengths: tokens of each choice; logprobs: of each choice's tokens (nats); unconditional: choice -> log P after the
-    neutral premise.
-    """
+
+@choice_measure(columns=tuple(_columns()), value="margin_per_token", title="Margin", group="recognition")
+def recognition(view: ChoiceView) -> Values:
+    prompt = view.prompt
     assert prompt.answer is not None
-    sums = [float(values.astype(np.float64).sum()) for values in logprobs]
-    alone = [unconditional[choice] for choice in prompt.choices]
-    row: dict[str, Any] = {
-        "prompt": prompt.id,
-        "question": prompt.shared,
-        "term": prompt.term,
-        "kind": prompt.kind,
+    sums = [float(values.astype(np.float64).sum()) for values in view.logprobs]
+    lengths = [len(values) for values in view.logprobs]
+    row: dict[str, object] = {
         "format": prompt.format,
         "rotation": prompt.rotation,
         "gold": prompt.answer,
         "choices": list(prompt.choices),
         "logprob": sums,
-        "choice_tokens": list(lengths),
+        "choice_tokens": lengths,
         "choice_bytes": [len(c.encode()) for c in prompt.choices],
-        "unconditional": alone,
+        "unconditional": list(view.unconditional),
     }
-    for name, score in scores(sums, lengths, prompt.choices, alone, prompt.answer).items():
+    for name, score in scores(sums, lengths, prompt.choices, view.unconditional, prompt.answer).items():
         row |= {
             f"predicted_{name}": score.predicted,
             f"correct_{name}": score.predicted == score.gold,

@@ -23,7 +23,7 @@ def facts(store: Store, run: RunFile) -> dict[str, Any]:
     found = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
     found.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
     found += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
-    if strangers := store.strangers():
+    if strangers := store.unused():
         found.append(("Not shown", f"{strangers} shards in the folder belong to another study or protocol"))
     rows = [
         {

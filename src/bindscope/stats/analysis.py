@@ -74,7 +74,7 @@ def analyse(store: Store) -> Analysis:
     ]
     if gone := int(table["eb_star"].isna().sum()):
         notes.append(f"{gone} of {len(table)} rows have no span and are left out")
-    if others := store.strangers():
+    if others := store.unused():
         notes.append(f"{others} shards of another study, protocol or schema are in the folder and are not read")
     suites = {str(name): part for name, part in table.groupby("suite", sort=False)}
     frames, said, gates, when = [], [], [], []

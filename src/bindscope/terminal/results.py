@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bindscope.checkpoints.suites import Suite
     from bindscope.doctor import Finding
     from bindscope.execute.sweep import Outcome
-    from bindscope.quick import Look
+    from bindscope.quick import TermResult
     from bindscope.stats.analysis import Analysis
     from bindscope.stats.changes import Changes
     from bindscope.store import Store
@@ -206,7 +206,7 @@ def compared(page: Path, found: Changes) -> None:
     _OUT.print(f"All checkpoints and terms: {page.resolve()}", markup=False, soft_wrap=True)
 
 
-def looks(loaded: Loaded, found: Sequence[Look]) -> None:
+def looks(loaded: Loaded, found: Sequence[TermResult]) -> None:
     """Per term its tokens, EB* with its null, and the heads that bind it."""
     shape = f"{loaded.layers} layers x {loaded.heads} heads, {loaded.dtype}, BOS {loaded.bos}"
     _OUT.print(f"{loaded.ref.suite}, {loaded.ref.label}: {shape}", markup=False)

@@ -1,25 +1,34 @@
-"""Which heads bind most, and the sets of heads that are taken out to see whether it matters."""
+"""Heads ranked by how much they bind, and the sets of heads that are ablated to see whether it matters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from bindscope.engine.edits import Head, check_heads
-from bindscope.engine.forward import stream
-from bindscope.engine.prepare import Item
-from bindscope.errors import RequestError
-from bindscope.measures import binding as b
-from bindscope.prompts.spans import find, tokens_of
-from bindscope.records import Ablation, Ranking
+from bindscope.engine.data import Array
+from bindscope.errors import MeasureError, RequestError
+from bindscope.measures.eb_star import eb_star
+from bindscope.measures.procedure import Context
+from bindscope.measures.spans import SpanTables
+from bindscope.records import Ablation, Head, Ranking, check_heads
+
+if TYPE_CHECKING:
+    from bindscope.engine.prepare import TokenizedPrompt
 
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Units taken out together, and why: the baseline, the highest or lowest of a ranking, or a random draw."""
+    """Heads that are ablated together.
+
+    ranking: what they were chosen by, None for the baseline
+    name: baseline, top, bottom or random
+    k: how many heads, or groups of heads
+    draw: number of a random set
+    heads: (layer, head) of each, from 0
+    """
 
     ranking: Ranking | None
     name: str
@@ -28,57 +37,48 @@ class HeadSet:
     heads: tuple[Head, ...]
 
 
-def scores(model: PreTrainedModel, items: Sequence[Item], pts: b.Array, packed: bool) -> dict[Ranking, b.Array]:
-    """(L, H) by ranking: mean BSI over the items, the same less the head's mean over null windows of as many tokens,
-    and the previous-token score. The model must be under `hooked`. Raises RequestError where no item has a span."""
-    spans = [item for item in items if item.span is not None]
+def scores(context: Context, prompts: Sequence[TokenizedPrompt]) -> tuple[dict[Ranking, Array], str]:
+    """(L, H) by ranking, means over the prompts: BSI, BSI less the head's own window null, previous-token score.
+
+    The second value says why there is no ranking by excess, "" where there is one.
+    Raises RequestError where no prompt has a span.
+    """
+    spans = [(n, prompt) for n, prompt in enumerate(prompts) if prompt.span is not None]
     if not spans:
         raise RequestError("no prompt is left to rank heads on: none has the term in two tokens or more")
-    ks = sorted({item.span.k for item in spans if item.span})
-    rows = [item.row(max(ks) - 1) for item in spans]
-    sums: dict[int, b.Array] = {}
-    null: dict[int, b.Array] = {}
-    counts: dict[int, int] = dict.fromkeys(ks, 0)
-    windows: dict[int, int] = dict.fromkeys(ks, 0)
-    for place, reading in stream(model, rows, packed=packed):
-        item = spans[place]
-        assert item.span is not None
-        assert reading.band is not None
-        k = item.span.k
-        sums[k] = sums.get(k, 0) + b.head_values(reading.band, item.span.tokens[0], k).bsi
-        counts[k] += 1
-        mine = [
-            t
-            for chars in find(item.encoded.text, item.prompt.term, item.prompt.aliases)
-            for t in tokens_of(item.encoded, chars)
-        ]
-        starts = b.window_starts(len(item.encoded.ids), k, [*mine, *range(item.encoded.prefix)])
-        null[k] = null.get(k, 0) + b.windows(reading.band, k, starts).bsi
-        windows[k] += len(starts)
-    n = sum(counts.values())
-    bsi = sum(sums.values()) / n
-    lacking = [k for k in ks if windows[k] == 0]
-    out: dict[Ranking, b.Array] = {"bsi": np.asarray(bsi), "previous_token": pts}
+    ks = sorted({prompt.span.k for _, prompt in spans if prompt.span})
+    engine, failures = context.engine, dict[str, str]()
+    tables = SpanTables([eb_star], engine.loaded.tokenizer, ks, context.choices.min_null, failures)
+    inputs = [prompt.text_input(max(ks) - 1, choices=False) for _, prompt in spans]
+    for place, data in engine.stream(inputs, eb_star.needs):
+        tables.add(place, spans[place][1], data)
+    for reason in failures.values():
+        raise MeasureError(reason)
+    columns = tables.columns(eb_star.name)[eb_star.name]
+    shape = context.previous_token.shape
+    bsi = np.mean(columns["bsi"], 0).reshape(shape)
+    out: dict[Ranking, Array] = {"bsi": bsi, "previous_token": context.previous_token}
+    lacking = next((reason for reason in columns["null_reason"] if reason is not None), "")
     if not lacking:
-        expected = sum(null[k] / windows[k] * counts[k] for k in ks) / n
-        out["excess"] = np.asarray(bsi - expected)
-    return out
+        out["excess"] = bsi - np.mean(columns["null_bsi"], 0).reshape(shape)
+    return out, lacking
 
 
-def sets(found: dict[Ranking, b.Array], spec: Ablation, groups: int) -> Iterator[HeadSet]:
+def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str = "") -> Iterator[HeadSet]:
     """The baseline, then for each ranking and size the top, the bottom and the random sets.
 
-    groups: key-value heads. The bottom set of named heads is the lowest by BSI. Raises RequestError for sizes and heads
-    that the model does not have, and for a ranking that the prompts do not carry.
+    ranked: (L, H) by ranking; groups: key-value heads; lacking: why there is no ranking by excess. The bottom set of
+    named heads is the lowest by BSI.
+    Raises RequestError for sizes and heads that the model does not have, and for a ranking that there is not.
     """
     yield HeadSet(None, "baseline", 0, 0, ())
     for ranking in spec.rankings:
         by: Ranking = "bsi" if ranking == "named" else ranking
-        if by not in found:
-            raise RequestError(f"heads cannot be ranked by {by}: a term's token count has no null window")
-        L, H = found[by].shape
+        if by not in ranked:
+            raise RequestError(f"heads cannot be ranked by {by}: {lacking}; add prompts, or rank them by bsi")
+        L, H = ranked[by].shape
         per = H // groups if spec.unit == "kv_group" else 1
-        values = found[by].reshape(L, H // per, per).mean(2)
+        values = ranked[by].reshape(L, H // per, per).mean(2)
         order = [divmod(int(i), H // per) for i in np.argsort(-values, axis=None, kind="stable")]
         what = "key-value head" if spec.unit == "kv_group" else "head"
         for size in dict.fromkeys(_size(s, values.size) for s in spec.sizes(ranking)):

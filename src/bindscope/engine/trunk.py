@@ -1,4 +1,4 @@
-"""The decoder layers of a model: read what leaves one, start a forward pass above the layers that nothing changes."""
+"""The decoder layers of a model: read the output of one, start a forward pass above the layers that no edit changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _place(layer: torch.nn.Module, i: int) -> bool:
     return any(getattr(part, "layer_idx", None) == i for part in layer.modules())
 
 
-class _Enough(Exception):
+class _Reached(Exception):
     """The highest wanted layer is done; what lies above it need not be computed."""
 
 
@@ -43,7 +43,7 @@ def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
         def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
             found[i] = out
             if i == max(wanted):
-                raise _Enough
+                raise _Reached
 
         return hook
 
@@ -51,7 +51,7 @@ def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
     handles = [stack[i].register_forward_hook(keep(i)) for i in wanted]
     try:
         yield found
-    except _Enough:
+    except _Reached:
         return
     finally:
         for handle in handles:

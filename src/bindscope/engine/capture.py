@@ -1,0 +1,146 @@
+"""Takes from every layer of a forward pass what the texts of a batch ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bindscope.engine.attention import Attention, Edit, Observer, unsupported
+from bindscope.engine.data import Needs, TextData
+from bindscope.engine.projections import Grams, carried_attention
+from bindscope.engine.trunk import layers
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """One text for a forward pass.
+
+    ids: its token ids
+    continuations: token ids of each text that may follow it, whose log-probabilities are wanted
+    band: how many positions back attention is kept, 0 for none
+    span: positions of the term's tokens, empty for none
+    """
+
+    ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...] = ()
+    band: int = 0
+    span: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """Tokens in the packed sequence: nothing is predicted from the last token of a continuation."""
+        return len(self.ids) + sum(len(c) - 1 for c in self.continuations)
+
+
+class Capture:
+    """Reads one batch. Pass `observer` and `keep_outputs` to the forward pass, run it inside `residual_hooks`, then
+    take `outputs`."""
+
+    def __init__(self, model: PreTrainedModel, inputs: Sequence[TextInput], needs: Needs, grams: Grams | None) -> None:
+        self._model, self._inputs, self._needs, self._grams = model, inputs, needs, grams
+        self._width = max(text.band for text in inputs) if needs.attention or needs.previous_token else 0
+        spans = [text.span for text in inputs]
+        rows = needs.last_row or needs.carried
+        self._end = max((span[-1] + 1 for span in spans if span), default=0) if rows else 0
+        k = max(map(len, spans))
+        self._spans = torch.tensor([span + span[-1:] * (k - len(span)) if span else (0,) * k for span in spans])
+        self._bands: dict[int, Tensor] = {}
+        self._last: dict[int, Tensor] = {}
+        self._carried: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._residual: dict[int, Tensor] = {}
+
+    @property
+    def observer(self) -> Observer | None:
+        return self._observe if self._width or self._end else None
+
+    def _observe(self, layer: int, attention: Attention) -> None:
+        if self._width:
+            self._bands[layer] = attention.band(self._width).cpu()  # (B, H, T, 1 + width)
+        if self._end:
+            spans = self._spans.to(attention.query.device)
+            p = attention.probabilities(spans, self._end)  # (B, H, k, end)
+            if self._needs.last_row:
+                self._last[layer] = p[:, :, -1].cpu()
+            if self._needs.carried and self._grams is not None:
+                value = attention.value[:, :, : self._end]
+                self._carried[layer] = carried_attention(p, value, self._grams[layer], spans).cpu()
+
+    @property
+    def keep_outputs(self) -> Edit | None:
+        return self._keep if self._needs.head_outputs else None
+
+    def _keep(self, layer: int, z: Tensor) -> Tensor:
+        self._outputs[layer] = z.detach().float().cpu()  # (B, T, H, d)
+        return z
+
+    @contextmanager
+    def residual_hooks(self) -> Iterator[None]:
+        """Within this block the residual stream is kept: what enters the first layer and what leaves each."""
+        if not (self._needs.residual or self._needs.alone):
+            yield
+            return
+        stack = layers(self._model)
+        handles = [stack[0].register_forward_pre_hook(self._enters, with_kwargs=True)]
+        handles += [layer.register_forward_hook(self._leaves(i + 1)) for i, layer in enumerate(stack)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enters(self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._take(0, args[0] if args else kwargs["hidden_states"])
+
+    def _leaves(self, place: int) -> Any:
+        def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
+            self._take(place, out[0] if isinstance(out, tuple) else out)
+
+        return hook
+
+    def _take(self, place: int, hidden: Any) -> None:
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+            shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise unsupported(self._model, f"its layers do not pass on one residual stream (B, T, D) but {shape}")
+        self._residual[place] = hidden.detach().float().cpu()
+
+    def outputs(self, logprobs: Sequence[Sequence[NDArray[np.float32]]]) -> list[TextData]:
+        """What was read of each text; logprobs: of its continuations."""
+        count = int(self._model.config.num_hidden_layers)
+        bands, last, carried, heads = (
+            self._stacked(kept, range(count)) for kept in (self._bands, self._last, self._carried, self._outputs)
+        )
+        residual = self._stacked(self._residual, range(count + 1))
+        return [self._text(b, logprobs[b], bands, last, carried, heads, residual) for b in range(len(self._inputs))]
+
+    def _text(self, b: int, logprobs: Sequence[NDArray[np.float32]], *read: NDArray[np.float32] | None) -> TextData:
+        bands, last, carried, heads, residual = read
+        text = self._inputs[b]
+        n, k = len(text.ids), len(text.span)
+        unknown = self._needs.carried and self._grams is None and k
+        shape = (int(self._model.config.num_hidden_layers), int(self._model.config.num_attention_heads), k, k)
+        inside = np.full(shape, np.nan, np.float32) if unknown else None
+        return TextData(
+            ids=text.ids,
+            band=bands[b, :, :, :n, : 1 + text.band] if bands is not None and text.band else None,
+            last_row=last[b, :, :, : text.span[-1] + 1] if last is not None and k else None,
+            carried=carried[b, :, :, :k, :k] if carried is not None and k else inside,
+            residual=residual[b, :, :n] if residual is not None else None,
+            head_outputs=heads[b, :, :n] if heads is not None else None,
+            logprobs=tuple(logprobs),
+        )
+
+    def _stacked(self, kept: dict[int, Tensor], places: range) -> NDArray[np.float32] | None:
+        """Layer -> (B, ...) as (B, L, ...); None where nothing was asked for."""
+        if not kept:
+            return None
+        if missing := sorted(set(places) - set(kept)):
+            raise unsupported(self._model, f"layers {missing} of {len(places)} have no attention rows")
+        return torch.stack([kept[place] for place in places], 1).numpy()

@@ -1,0 +1,46 @@
+"""EB*: how far the head that binds the term's tokens most stands above the mean head of its layer (Tran 2026).
+
+BSI[l, h] is the mean over pairs i > j of A[s_i, s_j]; EB[l] = max_h BSI - mean_h BSI; EB* = max_l EB[l]. The mean over
+all pairs falls with the number of tokens k: a head that always looks at the previous token has BSI = 2 / k.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bindscope.engine.data import Needs
+from bindscope.measures.base import Values, span_measure
+from bindscope.measures.view import SpanView
+from bindscope.schema import Column
+
+SHARE, SOURCE = "share of attention", "Tran 2026, section 3"
+
+
+@span_measure(
+    title="EB*",
+    value="eb_star",
+    by_layer="eb_per_layer",
+    needs=Needs(attention=True),
+    null="windows",
+    null_means=["bsi"],
+    group="binding",
+    columns=[
+        Column("eb_star", "number", "EB*: largest EB over layers", SHARE, (0, 1), SOURCE),
+        Column("eb_per_layer", "list of numbers", "EB of each layer", SHARE, (0, 1), SOURCE, shape="layers"),
+        Column("best_layer", "integer", "layer with the largest EB, from 0", range=(0, None)),
+        Column("best_head", "integer", "head with the largest BSI in that layer, from 0", range=(0, None)),
+        Column("bsi", "list of numbers", "BSI of every head", SHARE, (0, 1), SOURCE, shape="layers x heads"),
+    ],
+)
+def eb_star(view: SpanView) -> Values:
+    bsi = view.bsi  # (n, L, H)
+    eb = bsi.max(2) - bsi.mean(2)
+    layer = eb.argmax(1)
+    head = bsi[np.arange(view.n), layer].argmax(1)
+    return {"eb_star": eb.max(1), "eb_per_layer": eb, "best_layer": layer, "best_head": head, "bsi": bsi}
+
+
+def at_best_head(view: SpanView, values: np.ndarray) -> np.ndarray:
+    """Of values (n, L, H) those of the head that has the largest BSI in the layer of EB*: (n,)."""
+    best = eb_star(view)
+    return np.asarray(values[np.arange(view.n), best["best_layer"], best["best_head"]])

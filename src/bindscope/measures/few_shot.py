@@ -1,0 +1,19 @@
+"""Few-shot: the same completions with a sentence in front: the term's exemplar, a paraphrase of it without keywords, or
+the exemplar of another term."""
+
+from __future__ import annotations
+
+from bindscope.measures.base import Values, completion_measure
+from bindscope.measures.completions import COLUMNS, scored
+from bindscope.measures.view import CompletionView
+
+
+@completion_measure(
+    columns=COLUMNS,
+    value="score",
+    title="Score with an exemplar",
+    shots=("exemplar", "paraphrase", "mismatched"),
+    implies=("generation",),
+)
+def few_shot(view: CompletionView) -> Values:
+    return scored(view)

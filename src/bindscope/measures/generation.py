@@ -1,0 +1,12 @@
+"""Generation: does the greedy completion of an opening hold the keywords of the term's rubric (Tran 2026)?"""
+
+from __future__ import annotations
+
+from bindscope.measures.base import Values, completion_measure
+from bindscope.measures.completions import COLUMNS, scored
+from bindscope.measures.view import CompletionView
+
+
+@completion_measure(columns=COLUMNS, value="score", title="Generation")
+def generation(view: CompletionView) -> Values:
+    return scored(view)

@@ -1,0 +1,39 @@
+"""EB*_mass: EB* from the attention that goes to earlier tokens of the term in all, which does not fall with k.
+
+mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j]; it equals BSI at k = 2. EB*_mass = max_l (max_h - mean_h).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bindscope.engine.data import Needs
+from bindscope.measures.base import Values, span_measure
+from bindscope.measures.eb_star import SHARE
+from bindscope.measures.view import SpanView
+from bindscope.schema import Column
+
+
+@span_measure(
+    title="EB*_mass",
+    value="eb_star_mass",
+    needs=Needs(attention=True),
+    null="windows",
+    group="binding",
+    columns=[
+        Column("eb_star_mass", "number", "EB* built from mass instead of BSI", SHARE, (0, 1)),
+        Column(
+            "mass",
+            "list of numbers",
+            "attention of a token of the term to the term's earlier tokens, mean over tokens",
+            SHARE,
+            (0, 1),
+            shape="layers x heads",
+        ),
+    ],
+)
+def mass(view: SpanView) -> Values:
+    row_ends = np.cumsum(np.arange(view.k))  # pairs of token i stand between the ends i - 1 and i
+    sums = [view.pairs[..., row_ends[i - 1] : row_ends[i]].sum(-1) for i in range(1, view.k)]
+    each = np.stack(sums, -1).mean(-1)  # (n, L, H)
+    return {"eb_star_mass": (each.max(2) - each.mean(2)).max(1), "mass": each}

@@ -1,0 +1,138 @@
+"""The window null: a term's value beside that of every other run of k tokens in the prompts of the experiment.
+
+Windows do not touch the prompt's own term, position 0 or special tokens. Carrier sentences have a pool of their own, so
+adding control groups to an experiment changes no number of its questions. Texts that begin alike give equal numbers as
+far as they agree, so a window is counted once for each distinct text up to its end: repeating a sentence does not make
+thirty windows out of ten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bindscope.engine.data import Array
+from bindscope.engine.positions import position_bins
+from bindscope.measures.base import SpanMeasure, Values
+
+#: Length of the windows, and whether they stand in carrier sentences.
+Pool = tuple[int, bool]
+
+
+def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.int64]:
+    """Where windows of k tokens begin in a text of `length` tokens that avoid position 0 and the `forbidden` ones."""
+    blocked = np.zeros(length, dtype=np.int64)
+    blocked[[0, *forbidden]] = 1
+    before = np.concatenate([[0], blocked.cumsum()])  # blocked positions in front of each
+    return np.flatnonzero(before[k:] == before[:-k]) if k <= length else np.empty(0, dtype=np.int64)
+
+
+class NewWindows:
+    """Finds the windows of a text that no earlier text had."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, bool, bytes]] = set()
+
+    def starts(self, ids: tuple[int, ...], k: int, carrier: bool, forbidden: Iterable[int]) -> NDArray[np.int64]:
+        """Positions, (n,), at which windows of k tokens begin."""
+        starts = window_starts(len(ids), k, forbidden)
+        digests = _prefix_digests(ids)
+        names = [(k, carrier, digests[s + k - 1]) for s in starts]
+        fresh = np.array([name not in self._seen for name in names], dtype=bool)
+        self._seen.update(names)
+        return starts[fresh] if len(starts) else starts
+
+
+def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
+    """A digest of ids[: i + 1] for every i."""
+    running, out = hashlib.blake2b(digest_size=16), []
+    for token in ids:
+        running.update(token.to_bytes(4, "little"))
+        out.append(running.copy().digest())
+    return out
+
+
+@dataclass
+class _Windows:
+    """The windows of one pool: prompt, start and value of each, and sums of the list columns."""
+
+    prompts: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    sums: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
+
+
+class WindowNull:
+    """Collects the windows of one measure; `compare` sets a value beside them."""
+
+    def __init__(self, measure: SpanMeasure, least: int) -> None:
+        """least: how many windows a null must have."""
+        self._measure, self._least = measure, least
+        self._pools: dict[Pool, _Windows] = defaultdict(_Windows)
+        self._samples: dict[Pool, tuple[Array, NDArray[np.int64]]] = {}
+
+    def add(self, pool: Pool, prompt: str, starts: NDArray[np.int64], values: Values) -> None:
+        """Windows of one prompt that begin at `starts` (n,), with what the measure's function gave for them."""
+        kept = self._pools[pool]
+        kept.prompts += [prompt] * len(starts)
+        kept.starts += starts.tolist()
+        kept.values += np.asarray(values[self._measure.value], dtype=np.float64).tolist()
+        for name in self._measure.null_means:
+            kept.sums[name] = kept.sums[name] + np.asarray(values[name], dtype=np.float64).sum(0).ravel()
+        self._samples.pop(pool, None)
+
+    def compare(self, pool: Pool, value: float, start: int) -> dict[str, Any]:
+        """The columns of `schema.null_columns`, and the means of the list columns."""
+        values, bins = self._sample(pool)
+        near = values[bins == position_bins(np.asarray(start))]
+        row: dict[str, Any] = {}
+        for prefix, sample in (("", values), ("position_", near)):
+            row |= {f"{prefix}{name}": v for name, v in against(value, sample, self._least).items()}
+        for name in self._measure.null_means:
+            enough = row["null_reason"] is None
+            row[f"null_{name}"] = self._pools[pool].sums[name] / len(values) if enough else None
+        return row
+
+    def _sample(self, pool: Pool) -> tuple[Array, NDArray[np.int64]]:
+        """Values of the windows that have one, (n,), and the bins of their positions."""
+        if pool not in self._samples:
+            kept = self._pools[pool] if pool in self._pools else _Windows()
+            values = np.asarray(kept.values, dtype=np.float64)
+            bins = position_bins(np.asarray(kept.starts, dtype=np.int64))
+            there = ~np.isnan(values)
+            self._samples[pool] = values[there], bins[there]
+        return self._samples[pool]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The table of windows."""
+        rows = list(self._rows())
+        names = ("prompt", "carrier", "k", "start", self._measure.value)
+        return {name: [row[n] for row in rows] for n, name in enumerate(names)}
+
+    def _rows(self) -> Iterator[tuple[str, bool, int, int, float]]:
+        for (k, carrier), kept in self._pools.items():
+            for prompt, start, value in zip(kept.prompts, kept.starts, kept.values, strict=True):
+                yield prompt, carrier, k, start, value
+
+
+def against(value: float, null: Array, least: int) -> dict[str, Any]:
+    """One value beside a sample of null values (n,) of the same quantity; `least` of them are needed.
+
+    null_n; null_mean; excess: the value less that mean; percentile: rank of the value among the null values and itself,
+    (b + 1) / (n + 1) with b the null values that are not above it; null_reason: why the three are None.
+    """
+    n = len(null)
+    row: dict[str, Any] = {"null_n": n, "null_mean": None, "excess": None, "percentile": None, "null_reason": None}
+    if np.isnan(value):
+        return row | {"null_reason": "the measure has no value here"}
+    if n < least:
+        return row | {"null_reason": f"{n} null windows, {least} needed"}
+    mean = float(null.mean())
+    rank = (int((null <= value).sum()) + 1) / (n + 1)
+    return row | {"null_mean": mean, "excess": value - mean, "percentile": rank}

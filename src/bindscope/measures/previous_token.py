@@ -1,0 +1,29 @@
+"""How much every head looks at the previous token on neutral text (Olsson et al. 2022, arXiv:2209.11895)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bindscope.measures.base import Values, head_measure
+from bindscope.measures.view import NeutralView
+from bindscope.schema import Column
+
+
+@head_measure(
+    title="Previous-token score",
+    value="previous_token_score",
+    group="binding",
+    columns=[
+        Column(
+            "previous_token_score",
+            "number",
+            "mean attention to the previous token on neutral text",
+            "share of attention",
+            (0, 1),
+            "Olsson et al. 2022",
+        )
+    ],
+)
+def previous_token(view: NeutralView) -> Values:
+    rows = [band[:, :, view.first + 1 :, 1].astype(np.float64) for band in view.bands]
+    return {"previous_token_score": np.concatenate(rows, 2).mean(2)}
