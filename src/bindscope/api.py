@@ -69,12 +69,18 @@ class Measured:
         (largest - mean head of BSI), BSI the mean attention A[s_i, s_j], i > j, inside the term (Tran 2026), in [0, 1];
         eb_star_mass: the same from summed attention, free of k; null_mean: mean EB* of null_n windows of k tokens
         without the term; excess: eb_star less null_mean; percentile: rank of eb_star among the windows, in (0, 1];
-        best_layer: from 0; reason: why a value is missing (NaN), None where none is.
+        best_layer: from 0; reason: why a value is missing (NaN), None where none is. A measure that was handed over has
+        a column of its own name, and its excess beside it.
         """
-        rows = [[getattr(look, column) for column in _COLUMNS] for look in self.terms]
+        rows = [[getattr(term, column) for column in _COLUMNS] for term in self.terms]
         frame = pd.DataFrame(rows, columns=list(_COLUMNS))
         kinds: dict[Any, Any] = dict.fromkeys(("k", "best_layer"), "Int64")
-        return frame.astype(kinds | dict.fromkeys(_REAL, "float64"))
+        frame = frame.astype(kinds | dict.fromkeys(_REAL, "float64"))
+        for name in dict.fromkeys(name for term in self.terms for name in term.further):
+            values = [term.further.get(name) for term in self.terms]
+            frame[name] = [np.nan if v is None or v.value is None else v.value for v in values]
+            frame[f"{name}_excess"] = [np.nan if v is None or v.excess is None else v.excess for v in values]
+        return frame
 
     @property
     def heads(self) -> pd.DataFrame:
@@ -85,10 +91,10 @@ class Measured:
         attention to the token before, on neutral text; rank, previous_token_rank: 1 is the highest of the model.
         """
         parts = []
-        for look in (look for look in self.terms if look.k is not None):
-            part = pd.DataFrame([vars(head) for head in look.heads])
-            part["term"], part["rank"] = look.term, range(1, len(part) + 1)
-            null = np.array(look.null_bsi) if look.null_bsi else np.full(np.shape(look.bsi), np.nan)
+        for term in (term for term in self.terms if term.k is not None):
+            part = pd.DataFrame([vars(head) for head in term.heads])
+            part["term"], part["rank"] = term.term, range(1, len(part) + 1)
+            null = np.array(term.null_bsi) if term.null_bsi else np.full(np.shape(term.bsi), np.nan)
             part["null_bsi"] = null[part["layer"], part["head"]]
             part["excess"] = part["bsi"] - part["null_bsi"]
             parts.append(part.sort_values(["layer", "head"]))
@@ -262,6 +268,10 @@ def run(
     if failed:
         said = f"{failed[0].checkpoint.suite}, {failed[0].checkpoint.label}: {failed[0].reason}"
         warnings.warn(f"{len(failed)} of {len(result.units)} checkpoints failed, first {said}", stacklevel=2)
+    lacking = {name: reason for unit in result.units for name, reason in unit.lacking.items()}
+    if lacking:
+        count = "1 measure has" if len(lacking) == 1 else f"{len(lacking)} measures have"
+        warnings.warn(f"{count} no results: {'; '.join(lacking.values())}", stacklevel=2)
     return store
 
 

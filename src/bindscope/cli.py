@@ -102,15 +102,19 @@ def measure(
     terms: Annotated[list[str], typer.Argument(help='Terms ("screen reader") or term sets (pilot-3).')],
     revision: Annotated[str | None, typer.Option(help="Branch, tag, commit, checkpoint name or step.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A text of your own that holds the terms.")] = None,
+    measures: Annotated[
+        list[str] | None, typer.Option(help="A measure beside binding: a name or module:measure; repeat for several.")
+    ] = None,
     bos: Annotated[Bos | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
     from bindscope.checkpoints.suites import one
+    from bindscope.measures.registry import chosen
     from bindscope.quick import measure_terms, plain, resolve
 
-    wanted = resolve(terms)
+    wanted, further = resolve(terms), list(chosen(measures or (), folder=Path.cwd())[0].values())
     ref, suite = one(model, revision)
     from bindscope.checkpoints.load import load
     from bindscope.terminal.results import looks, waiting
@@ -120,11 +124,23 @@ def measure(
     for note in loaded.sources.notes if loaded.sources else ():
         _complain(note)
     with waiting("measuring"):
-        found = measure_terms(loaded, wanted, prompt)
+        found = measure_terms(loaded, wanted, prompt, measures=further)
     if as_json:
         print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
     else:
         looks(loaded, found)
+
+
+@app.command()
+def tables(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of Markdown.")] = False) -> None:
+    """Every table that a run can hold and what each column means, those of installed measures among them."""
+    from bindscope.measures.registry import tables as known
+    from bindscope.schema import markdown
+
+    if as_json:
+        print(json.dumps([table.plain() for table in known()], ensure_ascii=False, indent=1))
+    else:
+        print(markdown(known()), end="")
 
 
 @app.command()

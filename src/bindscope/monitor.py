@@ -45,10 +45,17 @@ _SHOWN = ("eb_star", "null", "excess", "accuracy", "margin")
 class Monitor:
     """Call it with the model and the step, as often as you like: it measures every `every` steps.
 
-    terms: sets or terms of the library, or YAML files of terms. format: how questions are asked; cloze shows knowledge
-    earlier than listed. measures: of your own, beside binding and recognition; a look reports the mean of each. window: looks between the two that the warnings compare. sinks: called with every look, for
-    example `lambda values, step: wandb.log(dict(values), step=step)`. In a distributed run only rank 0 measures.
-    Raises RequestError for unknown terms, StoreError where `out` cannot be written.
+    tokenizer: the model's own
+    terms: sets or terms of the library, or YAML files of terms
+    out: results folder; `bindscope report OUT` reads it
+    every: steps between two measurements
+    name: of the suite in the results
+    format: how questions are asked; cloze shows knowledge earlier than listed
+    bos: what stands in front of each text
+    measures: of your own, beside binding and recognition; the mean of each is reported
+    sinks: called with the numbers and the step, such as `lambda values, step: wandb.log(dict(values), step=step)`
+
+    In a distributed run only rank 0 measures. Raises RequestError for unknown terms, StoreError where `out` cannot be written.
     """
 
     def __init__(

@@ -129,7 +129,8 @@ class Store:
             if not _whole(content, meta["sha256"]):
                 raise ValueError("its bytes are not those that were written")
             if meta["schema"] != SCHEMA_VERSION:
-                return f"{path} is of schema {meta['schema']}, this version reads {SCHEMA_VERSION}: run `bindscope run` again"
+                old = f"{path} is of schema {meta['schema']}, this version reads {SCHEMA_VERSION}"
+                return f"{old}: run `bindscope run` again"
             table = table_of(meta["table"])
         except _FAULTS as error:
             return f"{path} is torn or not a shard ({' '.join(str(error).split())[:120]}): measured again"

@@ -1,8 +1,8 @@
 """The results of a run as one Parquet file a table, for DuckDB, pandas or anything else that reads Parquet.
 
 A shard leaves out which checkpoint it is of, and its folder may hold shards of other runs. Here every row names its
-checkpoint, and only the run's own results are in. What a column means stands in the metadata of its field, and the whole
-data dictionary in the metadata of the file, under "bindscope".
+checkpoint, and only the run's own results are in. What a column means stands in the metadata of its field, and the
+whole data dictionary in the metadata of the file, under "bindscope".
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 from bindscope import measures as package
 from bindscope.errors import BindscopeError, RequestError, UnknownName
 from bindscope.measures.base import CompletionMeasure, Measure
+from bindscope.schema import PROMPTS, Table
 
 GROUP = "bindscope.measures"
 #: Names of tables that no measure may have.
@@ -38,6 +39,7 @@ def built_in() -> dict[str, Measure]:
     return found
 
 
+@cache
 def installed() -> tuple[dict[str, Measure], list[str]]:
     """Measures of installed packages, by name, and a line for each that cannot be used."""
     found: dict[str, Measure] = {}
@@ -49,6 +51,11 @@ def installed() -> tuple[dict[str, Measure], list[str]]:
             reason = str(error) if isinstance(error, BindscopeError) else f"{type(error).__name__}: {error}"
             faults.append(f"the measure {point.name} is left out: {' '.join(reason.split())}")
     return found, faults
+
+
+def tables() -> list[Table]:
+    """Every table that a run can hold, that of the prompts first."""
+    return [PROMPTS, *(table for m in (built_in() | installed()[0]).values() for table in m.tables)]
 
 
 def names() -> list[str]:
@@ -118,8 +125,8 @@ def checked(value: object, what: str) -> Measure:
     """The value, if it is a measure. Raises RequestError where it is not."""
     if not isinstance(value, Measure):
         raise RequestError(
-            f"{what} is a {type(value).__name__} and not a measure; decorate the function with @span_measure(...) or its "
-            "like, see docs/your-measure.md"
+            f"{what} is a {type(value).__name__} and not a measure; decorate the function with @span_measure(...) or "
+            "its like, see docs/your-measure.md"
         )
     return value
 

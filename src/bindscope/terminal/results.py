@@ -225,6 +225,10 @@ def looks(loaded: Loaded, found: Sequence[TermResult]) -> None:
             f"{_number(item.percentile)}"
         )
         _OUT.print(null if item.null_mean is not None else f"  null not available: {item.reason}", markup=False)
+        for further in item.further.values():
+            null = f"null {_number(further.null_mean)}   excess {_number(further.excess)}"
+            null += f"   percentile {_number(further.percentile)}"
+            _OUT.print(f"  {further.title} {_number(further.value)}   {null}", markup=False, soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("  head", "BSI", "previous-token score", "rank", "a previous-token head?"):
             table.add_column(name, justify="right")
