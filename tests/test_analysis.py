@@ -169,6 +169,7 @@ def test_what_the_data_cannot_carry_is_a_row_with_its_reason(change, reason: str
     missing = frame[frame["value"].isna()]
     assert missing["reason"].notna().all()
     assert missing["reason"].str.contains(reason).any()
+    assert sentences(frame)
     assert all(sentences(frame).values())
 
 
@@ -318,6 +319,7 @@ def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         frame
     )
     adjusted = frame[frame["p"].notna()]
+    assert len(adjusted) > 10
     assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()
     assert main(["analyse", str(tiny_run), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {

@@ -230,8 +230,9 @@ def test_null_over_fewer_prompts_than_eb_star_is_said(
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
     binding = Store(tmp_path / "out").read("binding")
-    if binding["k"].nunique() > 1 and binding["excess"].isna().any():
-        assert "leave out" in capsys.readouterr().out
+    assert binding["k"].nunique() > 1
+    assert binding.groupby("prompt")["excess"].count().sort_values().tolist() == [0, 2]
+    assert "leave out" in capsys.readouterr().out
 
 
 def test_fingerprint_covers_every_file_that_steers_tokens(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
