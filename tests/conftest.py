@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
+from hypothesis import settings
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import models
@@ -16,6 +19,10 @@ from bindscope.cli import main
 from bindscope.engine.prepare import neutral_text
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
+
+#: How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SHARED = Path(os.environ.get("BINDSCOPE_SHARED", Path(__file__).parents[2] / "shared"))
 REAL_TOKENIZERS = ("gpt2", "neox", "olmo", "llama3", "qwen25")
@@ -43,10 +50,16 @@ def words() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of the README, run once."""
-    out = tmp_path_factory.mktemp("tiny") / "run"
-    assert main(["run", "tiny", "--out", str(out)]) == 0
-    return out
+    """The command of the README, run once for all workers of pytest-xdist, each of which has a copy of its results."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    out = place / "tiny-run"
+    with (place / "tiny-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "report.html").exists():
+            assert main(["run", "tiny", "--out", str(out)]) == 0
+    return Path(shutil.copytree(out, tmp_path_factory.mktemp("tiny") / "run"))
 
 
 @pytest.fixture(scope="session")

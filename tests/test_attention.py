@@ -94,9 +94,14 @@ def test_row_sums(model: PreTrainedModel) -> None:
 
 def test_implementation_is_put_back(model: PreTrainedModel) -> None:
     before = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), hooked(model):
-        assert model.config._attn_implementation != before
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with hooked(model):
+            assert model.config._attn_implementation != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert model.config._attn_implementation == before
 
 

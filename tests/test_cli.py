@@ -114,7 +114,9 @@ def test_measure_prints_what_a_reader_needs(capsys: pytest.CaptureFixture[str], 
 
 def test_measure_says_why_a_term_has_no_value(capsys: pytest.CaptureFixture[str], model_folder: Path) -> None:
     asked = ["the", "screen reader"]
-    assert main(["measure", str(model_folder), *asked, "--prompt", "what is the page of a screen reader", "--json"]) == 0
+    assert (
+        main(["measure", str(model_folder), *asked, "--prompt", "what is the page of a screen reader", "--json"]) == 0
+    )
     without, whole = json.loads(capsys.readouterr().out)["terms"]
     assert (without["eb_star"], without["reason"]) == (None, "one token")
     assert (whole["prompts"], whole["reason"]) == (1, None)

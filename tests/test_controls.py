@@ -285,13 +285,13 @@ def peak(n):
     assert len(tables[0]) == n
     return max(seen), tables[0].columns["k"][0]
 
-(few, k), (many, _) = peak(200), peak(1000)
-print(many - few, 800 * 4 * 16 * len(encode(words, text.format(1)).ids) * k * 4)
+(few, k), (many, _) = peak(100), peak(400)
+print(many - few, 300 * 4 * 16 * len(encode(words, text.format(1)).ids) * k * 4)
 """
 
 
 def test_memory_does_not_grow_with_the_bands(suite_folder: Path) -> None:
-    """A thousand prompts of 200 tokens: their bands together would be over 75 MB, which are never held at once. In a
+    """Prompts of 200 tokens whose bands together would be over 75 MB: they are never held at once. In a
     process of its own: what other tests have left free would hide what is taken."""
     code = _MEMORY.format(tests=str(Path(__file__).parent), words=str(suite_folder))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

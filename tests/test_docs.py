@@ -22,7 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "s.yaml").write_text(
         f"name: s\nsuites: {suite_folder}\nterms: [skip link, alt text, screen reader]\ncontrols: nonsense\n"
-        "measures: [few_shot, variability, ablation]\nablation: {k: 1, random: 19}\n"
+        "measures: [few_shot, variability, ablation]\nablation: {k: 1, random: 3, alpha: 0.25}\n"
     )
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "out")]) == 0
     return folder / "out"
