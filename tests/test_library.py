@@ -215,7 +215,8 @@ def test_a_tokenizer_of_the_other_package_is_refused(tiny: Loaded) -> None:
     assert isinstance(inside, Tokenizer)
     with pytest.raises(RequestError, match="PreTrainedTokenizerFast"):
         bs.measure(tiny.model, inside, "alt text")
-    bs.measure(tiny.model, PreTrainedTokenizerFast(tokenizer_object=inside), "alt text")
+    found = bs.measure(tiny.model, PreTrainedTokenizerFast(tokenizer_object=inside), "alt text", bos="off")
+    assert found.looks == bs.measure(tiny.model, tiny.tokenizer, "alt text", bos="off").looks
 
 
 # Given back as it was.

@@ -48,7 +48,12 @@ def _executed(path: Path, folder: Path, kernel: KernelManager) -> Any:
     CellExecutionError."""
     book = nbformat.read(path, as_version=4)
     book.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
-    NotebookClient(book, km=kernel, timeout=600, record_timing=False).execute()
+    client = NotebookClient(book, km=kernel, timeout=600, record_timing=False)
+    try:
+        client.execute()
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
     del book.cells[0]
     for cell in book.cells:
         if cell.cell_type == "code":

@@ -139,7 +139,7 @@ def test_null_is_pooled_over_the_run(finished: Path) -> None:
         assert pd.isna(row["position_null_reason"]) == (len(near) >= 30)
 
 
-@pytest.mark.parametrize("change", [{"terms": ["skip link"]}, {"dtype": "bfloat16"}, {"bos": "off"}], ids=list)
+@pytest.mark.parametrize("change", [{"terms": ["skip link"]}, {"dtype": "bfloat16"}, {"bos": "off"}], ids=str)
 def test_what_is_asked_otherwise_is_measured_again(
     finished: Path, tmp_path: Path, suite_folder: Path, change: dict[str, object]
 ) -> None:
