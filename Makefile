@@ -10,7 +10,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet $(if $
 run: .venv/installed
 	.venv/bin/bindscope run tiny --out runs/tiny
 
-# Two tests at a time, each on one thread: models are too small for more.
+# Two files of tests at a time, each on one thread: models are too small for more, and tests of a file share its runs.
 test: .venv/developed lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 

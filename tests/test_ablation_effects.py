@@ -189,9 +189,9 @@ def test_wrong_sections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 def test_named_heads_from_a_file_and_from_what_a_run_leaves(tmp_path: Path, suite_folder: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(
-        f"name: x\nsuites: ['{suite_folder}@10']\nterms: [pilot-3]\nmeasures: [ablation]\n"
+        f"name: x\nsuites: ['{suite_folder}@10']\nterms: [alt text, skip link]\nmeasures: [ablation]\n"
         'ablation: {heads: ["1.2", "2.0"], rankings: [named, bsi], k: 1, modes: [zero, knockout], '
-        "sweep: [2], random: 19}\n"
+        "sweep: [2], random: 3, alpha: 0.25, questions: 1}\n"
     )
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 0
     sets = Store(tmp_path / "out").read("ablation_sets")

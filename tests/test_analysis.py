@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr, ttest_1samp, ttest_ind
 
+import bindscope as bs
 from bindscope.cli import main
 from bindscope.errors import StoreError
 from bindscope.stats.analysis import analyse, gate, sentences
@@ -169,6 +170,7 @@ def test_what_the_data_cannot_carry_is_a_row_with_its_reason(change, reason: str
     missing = frame[frame["value"].isna()]
     assert missing["reason"].notna().all()
     assert missing["reason"].str.contains(reason).any()
+    assert sentences(frame)
     assert all(sentences(frame).values())
 
 
@@ -272,8 +274,7 @@ def test_shards_of_another_protocol_are_named(
     experiment = {"name": "s", "suites": [str(suite_folder)], "terms": ["pilot-3"], "bos": "on"}
     for bos in ("off", "on"):
         (tmp_path / "s.yaml").write_text(json.dumps(experiment | {"bos": bos}))
-        assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
-    capsys.readouterr()
+        bs.run(str(tmp_path / "s.yaml"), tmp_path / "out")
     assert main(["analyse", str(tmp_path / "out")]) == 0
     assert "8 shards of another study, protocol or schema" in capsys.readouterr().out
 
@@ -318,6 +319,7 @@ def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         frame
     )
     adjusted = frame[frame["p"].notna()]
+    assert len(adjusted) > 10
     assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()
     assert main(["analyse", str(tiny_run), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {

@@ -94,8 +94,14 @@ def test_row_sums(model: PreTrainedModel) -> None:
 
 def test_implementation_is_put_back(model: PreTrainedModel) -> None:
     before = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), hooked(model):
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with hooked(model):
+            assert model.config._attn_implementation != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert model.config._attn_implementation == before
 
 
@@ -157,25 +163,31 @@ def test_few_rows_are_the_same_rows(model: PreTrainedModel) -> None:
     ids = _ids(2)
     full, _ = _read(model, input_ids=ids)
     queries = torch.tensor([[5, 9, 9], [3, 0, 8]])
+    looked: list[int] = []
 
     def look(layer: int, attention: Attention) -> None:
+        looked.append(layer)
         rows = attention.probabilities(queries, 10)
         for b in range(2):
             torch.testing.assert_close(rows[b], full[layer, b][:, queries[b], :10], atol=1e-6, rtol=0)
 
     with torch.inference_mode(), hooked(model), during(look):
         model(ids, use_cache=False)
+    assert looked == list(range(model.config.num_hidden_layers))
 
 
 def test_an_overflow_is_not_a_number(model: PreTrainedModel) -> None:
     """Scores beyond what floats hold leave NaN, never zero."""
+    looked: list[int] = []
 
     def look(layer: int, attention: Attention) -> None:
+        looked.append(layer)
         attention.weights, attention.norms = None, torch.full(attention.query.shape[:3], torch.inf)
         assert attention.band(1)[..., 0].isnan().all()
 
     with torch.inference_mode(), hooked(model), during(look):
         model(_ids(1), use_cache=False)
+    assert looked == list(range(model.config.num_hidden_layers))
 
 
 @pytest.mark.parametrize("name", list(models.REFUSED))

@@ -86,6 +86,7 @@ def test_published_entropy_of_a_uniform_layer_is_the_log_of_heads() -> None:
 def test_eb_star_of_the_published_files_is_the_maximum_over_layers() -> None:
     path = shared("published", "pilot_results", "binding", "160m_step15000_binding.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 12
     for row in rows:
         assert row["eb_star"] == pytest.approx(max(row["eb_per_layer"]), abs=5e-7)
         assert row["best_layer"] == int(np.argmax(row["eb_per_layer"]))

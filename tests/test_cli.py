@@ -113,11 +113,15 @@ def test_measure_prints_what_a_reader_needs(capsys: pytest.CaptureFixture[str], 
 
 
 def test_measure_says_why_a_term_has_no_value(capsys: pytest.CaptureFixture[str], model_folder: Path) -> None:
-    text = "what is for the page"
+    asked = ["the", "screen reader"]
     assert (
-        main(["measure", str(model_folder), "screen reader", "--prompt", f"{text} of a screen reader", "--json"]) == 0
+        main(["measure", str(model_folder), *asked, "--prompt", "what is the page of a screen reader", "--json"]) == 0
     )
-    assert json.loads(capsys.readouterr().out)["terms"][0]["prompts"] == 1
+    without, whole = json.loads(capsys.readouterr().out)["terms"]
+    assert (without["eb_star"], without["reason"]) == (None, "one token")
+    assert (whole["prompts"], whole["reason"]) == (1, None)
+    assert main(["measure", str(model_folder), *asked]) == 0
+    assert "one token" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["neox", "gpt2", "olmo", "llama3", "qwen25"])
@@ -151,9 +155,12 @@ def test_audit_gives_the_published_ids(tmp_path: Path) -> None:
 
 def test_audit_of_a_model_folder_and_a_one_token_term(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.csv"
-    assert main(["audit", str(model_folder), "--terms", "screen reader", "--terms", "zzz qqq", "--out", str(out)]) == 0
+    (tmp_path / "own.yaml").write_text("name: own\nterms: [zzz qqq, the]")
+    named = ["--terms", "screen reader", "--terms", str(tmp_path / "own.yaml")]
+    assert main(["audit", str(model_folder), *named, "--out", str(out)]) == 0
     table = pd.read_csv(out)
-    assert table["valid"].tolist() == [True, True]
+    assert table["valid"].tolist() == [True, True, False]
+    assert table["reason"].fillna("").tolist() == ["", "", "one token"]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,12 +118,14 @@ def test_controls_change_nothing_about_the_terms(both: tuple[Path, Path]) -> Non
     numbers = plain.select_dtypes("number").columns
     pd.testing.assert_frame_equal(own[numbers], plain[numbers], rtol=1e-5, atol=1e-6)
     a, b = ((folder / "report.html").read_text() for folder in both)
-    assert re.findall(r'<p class="lead">.*?</p>', a) == re.findall(r'<p class="lead">.*?</p>', b)
+    leads = [re.findall(r'<p class="lead">.*?</p>', page) for page in (a, b)]
+    assert leads[0] == leads[1] != []
 
 
 def test_null_of_carriers_comes_from_carriers(both: tuple[Path, Path]) -> None:
     windows = Store(both[1]).read("windows")
     binding = Store(both[1]).read("binding")
+    enough = 0
     for row in binding[binding["eb_star"].notna()].sample(40, random_state=0).to_dict("records"):
         pool = windows[
             (windows["step"] == row["step"])
@@ -132,8 +134,10 @@ def test_null_of_carriers_comes_from_carriers(both: tuple[Path, Path]) -> None:
         ]
         assert row["null_n"] == len(pool)
         if len(pool) >= 30:
+            enough += 1
             assert row["null_mean"] == pytest.approx(pool["eb_star"].mean())
             assert row["excess"] == pytest.approx(row["eb_star"] - pool["eb_star"].mean())
+    assert enough > 20
 
 
 def test_differences_at_equal_k_by_hand(both: tuple[Path, Path]) -> None:
@@ -281,13 +285,13 @@ def peak(n):
     assert len(tables[0]) == n
     return max(seen), tables[0].columns["k"][0]
 
-(few, k), (many, _) = peak(200), peak(1000)
-print(many - few, 800 * 4 * 16 * len(encode(words, text.format(1)).ids) * k * 4)
+(few, k), (many, _) = peak(100), peak(400)
+print(many - few, 300 * 4 * 16 * len(encode(words, text.format(1)).ids) * k * 4)
 """
 
 
 def test_memory_does_not_grow_with_the_bands(suite_folder: Path) -> None:
-    """A thousand prompts of 200 tokens: their bands together would be over 75 MB, which are never held at once. In a
+    """Prompts of 200 tokens whose bands together would be over 75 MB: they are never held at once. In a
     process of its own: what other tests have left free would hide what is taken."""
     code = _MEMORY.format(tests=str(Path(__file__).parent), words=str(suite_folder))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

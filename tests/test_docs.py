@@ -22,7 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "s.yaml").write_text(
         f"name: s\nsuites: {suite_folder}\nterms: [skip link, alt text, screen reader]\ncontrols: nonsense\n"
-        "measures: [few_shot, variability, ablation]\nablation: {k: 1, random: 19}\n"
+        "measures: [few_shot, variability, ablation]\nablation: {k: 1, random: 3, alpha: 0.25}\n"
     )
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "out")]) == 0
     return folder / "out"
@@ -71,9 +71,14 @@ def test_the_report_answers_the_claims(whole: Path) -> None:
 
 def test_studies_and_files_that_the_pages_name_exist() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    links = runs = 0
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"bindscope run ([a-z0-9-]+) ", text):
             assert name in experiments.names(), (page.name, name)
+            runs += 1
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
             assert (page.parent / link).exists(), (page.name, link)
+            links += 1
+    assert runs > 3
+    assert links > 20

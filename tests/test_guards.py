@@ -162,14 +162,14 @@ def test_report_lists_every_way_in_which_numbers_were_made(tmp_path: Path, suite
     own = Path(shutil.copytree(suite_folder, tmp_path / "own"))
     experiment = {
         "name": "s",
-        "suites": ["tiny", str(own)],
+        "suites": ["tiny@0,6000", str(own)],
         "terms": ["alt text"],
     }  # BOS on, and the tokenizer's default
     (tmp_path / "s.yaml").write_text(json.dumps(experiment))
     assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "BOS token: differs" in page
-    assert "on (12 checkpoints of tiny)" in page
+    assert "on (2 checkpoints of tiny)" in page
     assert "default (2 checkpoints of own)" in page
 
 
@@ -222,7 +222,7 @@ def test_null_over_fewer_prompts_than_eb_star_is_said(
         {
             "term": "alt text",
             "task": "generation",
-            "template": f"{'a word and another ' * 9}alt text",
+            "template": f"{'a word and another ' * 3}alt text",
             "prompt_id": "a",
         },
         {"term": "alt text", "task": "generation", "template": "about alternative text", "prompt_id": "b"},
@@ -230,8 +230,9 @@ def test_null_over_fewer_prompts_than_eb_star_is_said(
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
     binding = Store(tmp_path / "out").read("binding")
-    if binding["k"].nunique() > 1 and binding["excess"].isna().any():
-        assert "leave out" in capsys.readouterr().out
+    assert binding["k"].nunique() > 1
+    assert binding.groupby("prompt")["excess"].count().sort_values().tolist() == [0, 2]
+    assert "leave out" in capsys.readouterr().out
 
 
 def test_fingerprint_covers_every_file_that_steers_tokens(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:

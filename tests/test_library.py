@@ -6,6 +6,7 @@ import ast
 import doctest
 import json
 import logging
+import pkgutil
 import random
 import re
 import shutil
@@ -78,14 +79,11 @@ def test_importing_loads_nothing_heavy(folder: Path) -> None:
     assert _python(f"import sys, bindscope as bs; {reading}; print('torch' in sys.modules)") == "False\n"
 
 
-@pytest.mark.parametrize(
-    "first", ["pass", "import bindscope.measures.checkpoint, bindscope.prompts.library, bindscope.cli"]
-)
-def test_functions_are_not_shadowed_by_packages_of_the_same_name(first: str) -> None:
-    asked = "print(callable(bs.measure), callable(bs.terms))"
-    later = "import bindscope.measures.checkpoint, bindscope.prompts.audit; from bindscope.engine import edits"
-    code = f"{first}; import bindscope as bs; {asked}; {later}; {asked}; print(edits.__name__)"
-    assert _python(code).split() == ["True"] * 4 + ["bindscope.engine.edits"]
+def test_no_module_has_the_name_of_a_function() -> None:
+    """Once imported, it would be an attribute of the package in place of the function."""
+    modules = {module.name for module in pkgutil.iter_modules(bs.__path__)}
+    assert len(modules) > 10
+    assert not modules & set(bs.__all__)
 
 
 def test_every_name_is_there_for_people_and_type_checkers() -> None:
@@ -112,12 +110,16 @@ def test_examples(folder: Path) -> None:
     assert (found.failed, found.attempted > 8) == (0, True)
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of the page, one after the other."""
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every Python block of the page, one after the other; what it prints is what the page says."""
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    for block in blocks:
         exec(compile(block, "docs/library.md", "exec"), space)
+    stated = [text for block in blocks for text in re.findall(r"^ *print\(.*\)  # (.+)$", block, re.M)]
+    assert capsys.readouterr().out.splitlines() == stated != []
+    assert len(list(tmp_path.glob("runs/*/run.json"))) >= 2  # of a run and of a training
 
 
 # What is measured.
@@ -213,7 +215,8 @@ def test_a_tokenizer_of_the_other_package_is_refused(tiny: Loaded) -> None:
     assert isinstance(inside, Tokenizer)
     with pytest.raises(RequestError, match="PreTrainedTokenizerFast"):
         bs.measure(tiny.model, inside, "alt text")
-    bs.measure(tiny.model, PreTrainedTokenizerFast(tokenizer_object=inside), "alt text")
+    found = bs.measure(tiny.model, PreTrainedTokenizerFast(tokenizer_object=inside), "alt text", bos="off")
+    assert found.looks == bs.measure(tiny.model, tiny.tokenizer, "alt text", bos="off").looks
 
 
 # Given back as it was.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,7 @@ from xml.etree import ElementTree
 import nbformat
 import numpy as np
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 BOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -23,11 +26,38 @@ NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found", "HF_HUB_OFFLINE": "1"}
 
 
-def _executed(path: Path, folder: Path) -> Any:
-    """The notebook, run in `folder` from the first cell to the last. Raises CellExecutionError."""
+@contextmanager
+def started() -> Iterator[KernelManager]:
+    """One kernel for all notebooks: it imports torch once."""
+    kernel = KernelManager(kernel_name="python3")
+    kernel.start_kernel(env=os.environ | QUIET)
+    try:
+        yield kernel
+    finally:
+        kernel.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    with started() as found:
+        yield found
+
+
+def _executed(path: Path, folder: Path, kernel: KernelManager) -> Any:
+    """The notebook, run in `folder` from the first cell to the last, with no variable of another one. Raises
+    CellExecutionError."""
     book = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": str(folder)}}
-    NotebookClient(book, timeout=600, kernel_name="python3", resources=where, record_timing=False).execute()
+    book.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
+    client = NotebookClient(book, km=kernel, timeout=600, record_timing=False)
+    try:
+        client.execute()
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
+    del book.cells[0]
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.execution_count -= 1
     return book
 
 
@@ -48,10 +78,8 @@ def _agree(one: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
-def test_it_runs_and_says_what_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in QUIET.items():
-        monkeypatch.setenv(key, value)
-    stored, now = _cells(nbformat.read(path, as_version=4)), _cells(_executed(path, tmp_path))
+def test_it_runs_and_says_what_is_stored(path: Path, tmp_path: Path, kernel: KernelManager) -> None:
+    stored, now = _cells(nbformat.read(path, as_version=4)), _cells(_executed(path, tmp_path, kernel))
     assert not [o.text for cell in now for o in cell.outputs if o.get("name") == "stderr"]
     stale = [(_told(a), _told(b)) for a, b in zip(stored, now, strict=True) if not _agree(_told(a), _told(b))]
     assert not stale
@@ -94,7 +122,7 @@ def test_what_counts_as_the_same(one: str, other: str, same: bool) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= QUIET
-    for book in BOOKS:
-        with TemporaryDirectory() as place:
-            nbformat.write(_executed(book, Path(place)), book)
+    with started() as running:
+        for book in BOOKS:
+            with TemporaryDirectory() as place:
+                nbformat.write(_executed(book, Path(place), running), book)

@@ -243,6 +243,7 @@ def test_the_explorer_shows_what_the_store_holds(visit: Any, plain_page: Path) -
     marked = page.locator("#x-tokens .term bdi").all_text_contents()
     assert marked == [s.replace(" ", "\u00b7") for s in row["span_strings"]]
     mine = asked[(asked["suite"] == "model-0") & (asked["step"] == 5000) & (asked["question"] == row["question"])]
+    assert len(mine) == 4
     for column, (_, question) in enumerate(mine.iterrows()):
         for place, choice in enumerate(question["choices"]):
             cells = page.locator("#x-table tbody tr").filter(has_text=choice).locator("td").all_text_contents()
@@ -288,7 +289,9 @@ def test_motion_and_print(visit: Any, plain_page: Path) -> None:
 def test_colors_stand_out_on_their_paper_in_both_themes() -> None:
     """Marks at 3:1 and more, texts and numbers in cells at 4.5:1 (WCAG 1.4.3, 1.4.11)."""
     style = resources.files("bindscope.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    for block in re.findall(r":root \{([^}]*--s1[^}]*)\}", style):
+    blocks = re.findall(r":root \{([^}]*--s1[^}]*)\}", style)
+    assert len(blocks) == 2
+    for block in blocks:
         color = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
         for name in ("s1", "s2", "s3", "s4", "s5", "s6", "axis"):
             assert _contrast(color[name], color["paper"]) >= 3, name

@@ -78,6 +78,7 @@ def test_every_figure_of_the_paper_is_recomputed_and_all_but_six_match(found: Re
     assert len(told) == 159
     assert differ["reason"].str.contains("rounded").all()
     lost = found.figures[found.figures["verdict"] == "not computable"]
+    assert len(lost) == 36
     assert lost["reason"].str.startswith("needs ").all()
 
 

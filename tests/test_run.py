@@ -33,6 +33,14 @@ def folder(suite_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(suite_folder, tmp_path / "suite"))
 
 
+@pytest.fixture(scope="module")
+def finished(suite_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of that suite and, in out/, its results. To be read, or copied."""
+    place = tmp_path_factory.mktemp("finished")
+    assert _run(_study(place, suite_folder), place / "out") == 0
+    return place
+
+
 def _study(tmp_path: Path, folder: Path, **changes: object) -> str:
     path = tmp_path / "experiment.yaml"
     path.write_text(json.dumps({"name": "test", "suites": [str(folder)], "terms": ["pilot-3"], "bos": "on"} | changes))
@@ -74,18 +82,17 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
 
 
 def test_stored_numbers_are_those_of_a_naive_computation(
-    tmp_path: Path, folder: Path, words: PreTrainedTokenizerFast
+    finished: Path, suite_folder: Path, words: PreTrainedTokenizerFast
 ) -> None:
     """EB* from eager attention and scores from one forward pass per choice, written out from the definitions."""
-    out = tmp_path / "out"
-    assert _run(_study(tmp_path, folder), out) == 0
-    store = Store(out)
-    prompts = {p.id: p for p in experiments.load(_study(tmp_path, folder)).build_prompts()}
+    store = Store(finished / "out")
+    prompts = {p.id: p for p in experiments.load(str(finished / "experiment.yaml")).build_prompts()}
     model = AutoModelForCausalLM.from_pretrained(
-        folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32
+        suite_folder / "checkpoint-10", attn_implementation="eager", dtype=torch.float32
     )
     model.eval()
     binding = store.read("binding").query("step == 10").set_index("prompt")
+    assert len(binding) == 33
     for name, row in binding.iterrows():
         encoded = encode(words, prompts[str(name)].text, "on")
         s = locate(encoded, prompts[str(name)].term, prompts[str(name)].aliases).tokens
@@ -116,10 +123,9 @@ def test_stored_numbers_are_those_of_a_naive_computation(
         )
 
 
-def test_null_is_pooled_over_the_run(tmp_path: Path, folder: Path) -> None:
-    out = tmp_path / "out"
-    assert _run(_study(tmp_path, folder), out) == 0
-    binding, windows = (Store(out).read(m).query("step == 0") for m in ("binding", "windows"))
+def test_null_is_pooled_over_the_run(finished: Path) -> None:
+    binding, windows = (Store(finished / "out").read(m).query("step == 0") for m in ("binding", "windows"))
+    assert len(binding) == 33
     for row in binding.to_dict("records"):
         null = windows[windows["k"] == row["k"]]["eb_star"].to_numpy()
         assert row["null_n"] == len(null)
@@ -133,16 +139,21 @@ def test_null_is_pooled_over_the_run(tmp_path: Path, folder: Path) -> None:
         assert pd.isna(row["position_null_reason"]) == (len(near) >= 30)
 
 
-@pytest.mark.parametrize("change", ["prompt", "dtype", "weight", "config", "bos"])
-def test_what_changes_a_number_measures_again(tmp_path: Path, folder: Path, change: str) -> None:
-    out = tmp_path / "out"
-    assert _run(_study(tmp_path, folder), out) == 0
+@pytest.mark.parametrize("change", [{"terms": ["skip link"]}, {"dtype": "bfloat16"}, {"bos": "off"}], ids=str)
+def test_what_is_asked_otherwise_is_measured_again(
+    finished: Path, tmp_path: Path, suite_folder: Path, change: dict[str, object]
+) -> None:
+    out = Path(shutil.copytree(finished / "out", tmp_path / "out"))
     before = set(_shards(out))
-    changes: dict[str, object] = {
-        "dtype": {"dtype": "bfloat16"},
-        "bos": {"bos": "off"},
-        "prompt": {"terms": ["skip link"]},
-    }.get(change, {})
+    assert _run(_study(tmp_path, suite_folder, **change), out) == 0
+    assert len(set(_shards(out)) - before) == 2 * len(READ)
+
+
+@pytest.mark.parametrize("change", ["weight", "config"])
+def test_a_changed_checkpoint_is_measured_again(tmp_path: Path, folder: Path, change: str) -> None:
+    out, experiment = tmp_path / "out", _study(tmp_path, folder, terms=["skip link"])
+    assert _run(experiment, out) == 0
+    before = set(_shards(out))
     if change == "weight":
         path = folder / "checkpoint-0" / "model.safetensors"
         tensors = load_file(path)
@@ -151,9 +162,8 @@ def test_what_changes_a_number_measures_again(tmp_path: Path, folder: Path, chan
     if change == "config":
         path = folder / "checkpoint-0" / "config.json"
         path.write_text(path.read_text().replace('"use_parallel_residual": true', '"use_parallel_residual": false'))
-    assert _run(_study(tmp_path, folder, **changes), out) == 0
-    fresh = set(_shards(out)) - before
-    assert len(fresh) == (len(READ) if change in ("weight", "config") else 2 * len(READ))
+    assert _run(experiment, out) == 0
+    assert len(set(_shards(out)) - before) == len(READ)
 
 
 def test_bad_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

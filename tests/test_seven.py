@@ -22,11 +22,11 @@ from seven import serve
 
 SUITES = [
     "pythia-160m@0,143000",
-    "pythia-1b@0,143000",
-    "pythia-2.8b@0,143000",
+    "pythia-1b@143000",
+    "pythia-2.8b@143000",
     "olmo-1b@1000,738020",
     "crfm-gpt2-small-x21@0,400000",
-    "smollm3-3b@40000,3440000",
+    "smollm3-3b@3440000",
     "qwen2.5-1.5b",
 ]
 
