@@ -11,6 +11,11 @@ from tokenizers import models as tokenizer_models
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from bindscope.checkpoints.load import Loaded
+from bindscope.engine.engine import Engine
+from bindscope.engine.selfcheck import SelfCheck
+from bindscope.records import CheckpointRef
+
 _PLAIN = {
     "vocab_size": 64,
     "hidden_size": 48,
@@ -165,3 +170,13 @@ def save(
     if words is not None:
         words.save_pretrained(folder)
     return folder
+
+
+def loaded(model: PreTrainedModel, tokenizer: Any = None) -> Loaded:
+    """A model as the engine takes it."""
+    return Loaded(model, tokenizer, CheckpointRef("test", "test"), None, "off")
+
+
+def engine(model: PreTrainedModel, packed: bool = True) -> Engine:
+    """The engine around a model that is known to pass its self-check; packed: whether continuations share a row."""
+    return Engine(loaded(model), SelfCheck(rows=0.0, logits=0.0, edit=1.0, packed=packed))

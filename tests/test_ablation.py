@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bindscope.measures.checkpoint import measure
+from bindscope.measures.ranking import HeadSet, scores, sets
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
@@ -25,8 +27,6 @@ from bindscope.engine.conditions import run
 from bindscope.engine.prepare import Item, prepare
 from bindscope.errors import MeasureError, RequestError
 from bindscope.measures import ablation as a
-from bindscope.measures.checkpoint import measure
-from bindscope.measures.ranking import HeadSet, scores, sets
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import find

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bindscope.engine.forward import Row
+from bindscope.measures.ranking import sets
 from scipy.stats import binomtest, kstest
 
 import models
 from bindscope.cli import main
 from bindscope.engine.attention import hooked
 from bindscope.engine.conditions import Material, run
-from bindscope.engine.forward import Row
-from bindscope.measures.ranking import sets
 from bindscope.records import Ablation
 from bindscope.stats.ablation import RULES, effects
 from bindscope.store import Store

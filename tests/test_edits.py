@@ -13,16 +13,20 @@ from transformers import PreTrainedModel
 import models
 from bindscope.engine import conditions
 from bindscope.engine.attention import during, hooked
-from bindscope.engine.conditions import Material, decoding, neutral_means, outputs_of, run
-from bindscope.engine.edits import Spans, bins, cutting, mask, value_biases
-from bindscope.engine.forward import Row
-from bindscope.engine.generate import Draw, write
-from bindscope.engine.layers import layers
+from bindscope.engine.capture import TextInput
+from bindscope.engine.conditions import EditValues, decoding, neutral_means, outputs_of, run
+from bindscope.engine.edits import Spans, bins, knocking_out, mask, value_biases
+from bindscope.engine.generate import complete
+from bindscope.engine.trunk import layers
 from bindscope.errors import RequestError
-from bindscope.records import Mode
+from bindscope.records import Mode, Sampling
 
 TOLERANCE = 1e-5
-ROWS = [Row((3, 4, 5, 6, 7), ((8, 9), (10,), (11, 12, 13))), Row((20, 21, 22), ((23, 24),)), Row(tuple(range(30, 42)))]
+ROWS = [
+    TextInput((3, 4, 5, 6, 7), ((8, 9), (10,), (11, 12, 13))),
+    TextInput((20, 21, 22), ((23, 24),)),
+    TextInput(tuple(range(30, 42))),
+]
 SCORED = ROWS[:2]
 CONDITIONS = [(), ((1, 2),), ((0, 0), (2, 5)), ((2, 1), (2, 3)), ((1, 0), (1, 1))]
 DONORS = [tuple(range(40, 52)), tuple(range(50, 60))]
@@ -31,10 +35,10 @@ SPANS = [(1, 2, 3), (0, 1)]
 NAMES = ("gpt2", "gpt2-inverse-layer", "gpt_neox", "olmo", "smollm3", "qwen2", "llama", "mixtral", "gemma2-softcap")
 
 
-def _material(model: PreTrainedModel) -> Material:
+def _material(model: PreTrainedModel) -> EditValues:
     with hooked(model):
         means, last = neutral_means(model, [tuple(range(3, 60)), tuple(range(60, 5, -1))])
-        return Material(means, last, DONORS, SPANS, value_biases(model))
+        return EditValues(means, last, DONORS, SPANS, value_biases(model))
 
 
 def _projection(model: PreTrainedModel, layer: int) -> torch.nn.Module:
@@ -83,7 +87,7 @@ def _close(found: Any, expected: Any) -> None:
 def test_zeroed_heads_are_zeroed_columns_of_the_output_projection(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
     with hooked(model):
-        found = run(model, SCORED, CONDITIONS, "zero", Material())
+        found = run(model, SCORED, CONDITIONS, "zero", EditValues())
     for heads, logs in zip(CONDITIONS, found, strict=True):
         _close(logs, _without_columns(model, heads))
     for logs in found[1:]:
@@ -117,7 +121,7 @@ def test_replaced_outputs_are_what_was_asked_for(name: str) -> None:
     assert material.biases is not None
     d = material.biases[layer].shape[1]
 
-    def overwritten(row: Row, tokens: tuple[int, ...], values: torch.Tensor) -> np.ndarray:
+    def overwritten(row: TextInput, tokens: tuple[int, ...], values: torch.Tensor) -> np.ndarray:
         def hook(_module: Any, args: Any) -> Any:
             z = args[0].clone()
             z[:, :, head * d : (head + 1) * d] = values
@@ -171,7 +175,7 @@ def test_knockout_is_a_mask_inside_the_term() -> None:
     model = models.build(kind, config | {"num_hidden_layers": 1})
     heads = ((0, 1), (0, 4))
     with hooked(model):
-        (found,) = run(model, SCORED, [heads], "knockout", Material(spans=SPANS))
+        (found,) = run(model, SCORED, [heads], "knockout", EditValues(spans=SPANS))
     model.set_attn_implementation("eager")
     for row, span, logs in zip(SCORED, SPANS, found, strict=True):
         for tokens, mine in zip(row.continuations, logs, strict=True):
@@ -191,14 +195,14 @@ TERMS = [(1, 2, 3), (0, 1), ()]
 
 
 @torch.inference_mode()
-def _step_by_step(model: PreTrainedModel, text: int, heads: Any, mode: Mode, material: Material) -> tuple[int, ...]:
+def _step_by_step(model: PreTrainedModel, text: int, heads: Any, mode: Mode, material: EditValues) -> tuple[int, ...]:
     """Greedy tokens from a full forward pass for each, without cache, with what replaces the heads laid out by hand."""
     ids = list(TEXTS[text])
     for _ in range(WRITTEN):
         T = len(ids)
         if mode == "knockout":
             tokens = torch.tensor([TERMS[text]], dtype=torch.long)
-            edit, rewire = None, cutting(mask([heads], 1, 6, model.device), Spans(tokens))
+            edit, rewire = None, knocking_out(mask([heads], 1, 6, model.device), Spans(tokens))
         else:
             donor = outputs_of(model, [FAR[text]], {0, 1, 2})
             places = bins(torch.arange(T), material.last)
@@ -234,9 +238,9 @@ def test_texts_are_continued_under_every_edit(name: str) -> None:
                 edit, rewire = decoding(model, heads, mode, material, batch)
                 return during(edit=edit, rewire=rewire)
 
-            found[mode] = [w.ids for w in write(model, TEXTS, [WRITTEN] * 3, [Draw()] * 3, under=under)]
+            found[mode] = [w.ids for w in complete(model, TEXTS, [WRITTEN] * 3, [Sampling()] * 3, under=under)]
             assert found[mode] == [_step_by_step(model, i, heads, mode, material) for i in range(3)]
-        plain = [w.ids for w in write(model, TEXTS, [WRITTEN] * 3, [Draw()] * 3)]
+        plain = [w.ids for w in complete(model, TEXTS, [WRITTEN] * 3, [Sampling()] * 3)]
     assert found["knockout"][2] == plain[2]  # it has no term
     assert all(texts != plain for mode, texts in found.items() if mode != "knockout")
 
@@ -245,7 +249,7 @@ def test_texts_are_continued_under_every_edit(name: str) -> None:
 def test_a_head_that_is_not_there(head: tuple[int, int]) -> None:
     model = models.build(*models.ARCHITECTURES["llama"])
     with hooked(model), pytest.raises(RequestError, match=r"no head .*: layers go from 0 to 2, heads from 0 to 5"):
-        run(model, SCORED, [((1, 1),), (head,)], "zero", Material())
+        run(model, SCORED, [((1, 1),), (head,)], "zero", EditValues())
 
 
 @pytest.mark.parametrize("room", [0, 4000, 1 << 30])
@@ -256,11 +260,11 @@ def test_what_is_kept_between_calls_changes_nothing(room: int, monkeypatch: pyte
     passes: list[int] = []
     with hooked(model):
         expected = run(model, SCORED, CONDITIONS, "resample", material)
-        shared = conditions.Shared()
+        shared = conditions.LayerCache()
         for _ in range(2):
             handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
             for heads, logs in zip(CONDITIONS, expected, strict=True):
-                _close(run(model, SCORED, [heads], "resample", material, shared=shared)[0], logs)
+                _close(run(model, SCORED, [heads], "resample", material, cache=shared)[0], logs)
             handle.remove()
             passes.append(0)
     first, second = passes[: passes.index(0)], passes[passes.index(0) + 1 : -1]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bindscope.measures.checkpoint import measure
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -23,7 +24,6 @@ from bindscope.checkpoints.tokenizer import load_tokenizer
 from bindscope.cli import main
 from bindscope.engine.selfcheck import self_check
 from bindscope.errors import ModelError, PromptError, UnknownName, UnsupportedArchitecture
-from bindscope.measures.checkpoint import measure
 from bindscope.prompts.audit import audit
 from bindscope.prompts.build import build, frames
 from bindscope.prompts.jsonl import read_jsonl

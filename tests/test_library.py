@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bindscope.measures.checkpoint import measure as tables_of
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -39,7 +40,6 @@ from bindscope.errors import (
     UnknownName,
     UnsupportedArchitecture,
 )
-from bindscope.measures.checkpoint import measure as tables_of
 from bindscope.prompts.build import carriers
 from bindscope.records import Protocol, Term
 from bindscope.stats.heads import by_head

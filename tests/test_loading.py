@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bindscope.measures.checkpoint import EDITED, READ, measure
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
@@ -22,7 +23,6 @@ from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import from_folder
 from bindscope.cli import main
 from bindscope.errors import ModelError
-from bindscope.measures.checkpoint import EDITED, READ, measure
 from bindscope.prompts.build import build, few_shot
 from bindscope.prompts.library import library
 from bindscope.records import Ablation, Measurement, Prompt, Protocol

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bindscope.measures.checkpoint import READ
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
 from bindscope import experiment as experiments
 from bindscope.cli import main
-from bindscope.measures.checkpoint import READ
 from bindscope.prompts.jsonl import read_jsonl
 from bindscope.prompts.spans import encode, locate
 from bindscope.store import Store

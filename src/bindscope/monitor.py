@@ -55,7 +55,8 @@ class Monitor:
     measures: of your own, beside binding and recognition; the mean of each is reported
     sinks: called with the numbers and the step, such as `lambda values, step: wandb.log(dict(values), step=step)`
 
-    In a distributed run only rank 0 measures. Raises RequestError for unknown terms, StoreError where `out` cannot be written.
+    In a distributed run only rank 0 measures. Raises RequestError for unknown terms, StoreError where
+    `out` cannot be written.
     """
 
     def __init__(

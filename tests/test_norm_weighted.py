@@ -9,19 +9,26 @@ import pytest
 import torch
 
 import models
-from bindscope.engine.attention import hooked
-from bindscope.engine.forward import Reading, Row, read
-from bindscope.engine.layers import layers
-from bindscope.engine.projections import grams, projections
+from bindscope.engine.capture import TextInput
+from bindscope.engine.data import Needs, TextData
+from bindscope.engine.projections import projections
+from bindscope.engine.trunk import layers
+from bindscope.measures.norm_weighted import norm_weighted
+from bindscope.measures.view import SpanView
 
 TEXTS = [tuple(range(3, 13)), (20, 21, 22, 23, 24), tuple(range(30, 41))]
 SPANS = [(2, 3, 4), (0, 1), (7, 8, 9, 10)]
 
 
-def _read(model: Any) -> list[Reading]:
-    with hooked(model):
-        rows = [Row(text, span=span) for text, span in zip(TEXTS, SPANS, strict=True)]
-        return read(model, [*rows, Row(tuple(range(50, 60)))], grams=grams(model))
+def _read(model: Any) -> list[TextData]:
+    with models.engine(model) as engine:
+        inputs = [TextInput(text, span=span) for text, span in zip(TEXTS, SPANS, strict=True)]
+        return engine.read([*inputs, TextInput(tuple(range(50, 60)))], Needs(carried=True, last_row=True))
+
+
+def _weighted(data: TextData, span: tuple[int, ...]) -> np.ndarray:
+    """(L, H) BSI from weights counted by norms."""
+    return np.asarray(norm_weighted(SpanView(data, [span[0]], len(span)))["value_bsi"][0])
 
 
 def _by_hand(model: Any, text: tuple[int, ...], span: tuple[int, ...], name: str) -> np.ndarray:
@@ -63,16 +70,15 @@ def _by_hand(model: Any, text: tuple[int, ...], span: tuple[int, ...], name: str
 def test_value_weighted_by_hand(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
     *found, without = _read(model)
-    assert without.last is None
-    assert without.valued is None
+    assert without.last_row is None
+    assert without.carried is None
     for text, span, mine in zip(TEXTS, SPANS, found, strict=True):
-        assert mine.valued is not None
-        assert mine.last is not None
-        np.testing.assert_allclose(mine.valued, _by_hand(model, text, span, name), atol=1e-5)
+        assert mine.last_row is not None
+        np.testing.assert_allclose(_weighted(mine, span), _by_hand(model, text, span, name), atol=1e-5)
         with torch.inference_mode():  # the model is eager by now
             maps = model(torch.tensor([text]), output_attentions=True).attentions
         rows = np.stack([m[0, :, span[-1], : span[-1] + 1].numpy() for m in maps])
-        np.testing.assert_allclose(mine.last, rows, atol=1e-5)
+        np.testing.assert_allclose(mine.last_row, rows, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
@@ -81,8 +87,7 @@ def test_every_architecture_has_a_known_projection(name: str) -> None:
     weights = projections(model)
     assert weights is not None
     assert len(weights) == 3
-    for values in (row.valued for row in _read(model)[:-1]):
-        assert values is not None
+    for values in (_weighted(data, span) for data, span in zip(_read(model)[:-1], SPANS, strict=True)):
         assert values.shape == (3, 6)
         assert ((values >= 0) & (values <= 1)).all()
 
@@ -93,8 +98,8 @@ def test_a_null_value_binds_nothing() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[4] = 0  # a zero residual stays zero through RMSNorm: its value is null
     text, span = (3, 4, 5, 6), (1, 2)
-    with hooked(model):
-        found = read(model, [Row(text, span=span)], grams=grams(model))[0].valued
-    assert found is not None
+    with models.engine(model) as engine:
+        (data,) = engine.read([TextInput(text, span=span)], Needs(carried=True))
+    found = _weighted(data, span)
     assert found[0].max() == 0
     assert found[1:].max() > 0  # later layers have written to that position
