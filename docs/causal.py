@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from bindscope.stats.analysis import analyse
 from smollm2 import interval, number, table
 
-from bindscope.stats.analysis import analyse
 from bindscope.store import Store
 
 PAGE = """# Taking heads out of SmolLM2-135M

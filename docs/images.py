@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from playwright.sync_api import sync_playwright
-
-from bindscope.report.curves import lines as curves
 from bindscope.report.figure import png, styled, svg
 from bindscope.stats.groups import by_group
 from bindscope.stats.summary import by_checkpoint
+from playwright.sync_api import sync_playwright
+
+from bindscope.report.curves import lines as curves
 from bindscope.store import Store
 
 store, other, out = Store(Path(sys.argv[1]), create=False), Path(sys.argv[2]), Path(sys.argv[3])

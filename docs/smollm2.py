@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-
 from bindscope.stats.analysis import Analysis, analyse
+
 from bindscope.stats.resample import cluster_mean
 from bindscope.store import Store
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bindscope.stats.ablation import RULES, effects
 from scipy.stats import binomtest, kstest
 
 import models
@@ -17,7 +18,6 @@ from bindscope.engine.conditions import Material, run
 from bindscope.engine.forward import Row
 from bindscope.measures.ranking import sets
 from bindscope.records import Ablation
-from bindscope.stats.ablation import RULES, effects
 from bindscope.store import Store
 
 

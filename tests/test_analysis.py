@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bindscope.stats.analysis import analyse, gate, sentences
+from bindscope.stats.claims import claims, emergence, precedence, thresholds, windows
+from bindscope.stats.contrasts import causal, discriminant, unlockability
+from bindscope.stats.observations import by_layer, by_term, observations
+from bindscope.stats.result import table as as_table
+from bindscope.stats.runs import across_runs
 from scipy.stats import spearmanr, ttest_1samp, ttest_ind
 
 from bindscope.cli import main
 from bindscope.errors import StoreError
-from bindscope.stats.analysis import analyse, gate, sentences
-from bindscope.stats.claims import claims, emergence, precedence, thresholds, windows
-from bindscope.stats.contrasts import causal, discriminant, unlockability
 from bindscope.stats.correlate import Undefined
-from bindscope.stats.observations import by_layer, by_term, observations
-from bindscope.stats.result import table as as_table
-from bindscope.stats.runs import across_runs
 from bindscope.store import Store
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
+from bindscope.stats.contrasts import discriminant, exemplars
+from bindscope.stats.groups import by_group, carried
+from bindscope.stats.observations import observations, studied
 from transformers import PreTrainedTokenizerBase
 
 from bindscope.cli import main
@@ -20,10 +24,6 @@ from bindscope.prompts.build import carriers, frames
 from bindscope.prompts.library import control_groups, library
 from bindscope.prompts.spans import encode, find, locate
 from bindscope.records import Term
-from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
-from bindscope.stats.contrasts import discriminant, exemplars
-from bindscope.stats.groups import by_group, carried
-from bindscope.stats.observations import observations, studied
 from bindscope.store import Store
 
 REAL = library().select("accessibility")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bindscope.stats.early import early_warnings
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -31,7 +32,6 @@ from bindscope.monitor import Monitor, checksum, watch
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.records import Protocol
-from bindscope.stats.early import early_warnings
 from bindscope.store import Store
 
 #: Said by other packages, of their own code.

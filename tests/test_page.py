@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bindscope.stats.analysis import analyse
 
 from bindscope.report import comparison, files
-from bindscope.stats.analysis import analyse
 from bindscope.store import Store
 from stores import Invention
 

@@ -11,11 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-
-from bindscope import experiment as experiments
-from bindscope.cli import main
-from bindscope.records import Measurement, Provenance
-from bindscope.report import comparison, files
 from bindscope.report.table import Table, latex, markdown
 from bindscope.report.text import chance, plain, span
 from bindscope.stats.ablation import draws, effects
@@ -26,6 +21,11 @@ from bindscope.stats.claims import halves
 from bindscope.stats.heads import by_head
 from bindscope.stats.observations import observations
 from bindscope.stats.tokens import cuts
+
+from bindscope import experiment as experiments
+from bindscope.cli import main
+from bindscope.records import Measurement, Provenance
+from bindscope.report import comparison, files
 from bindscope.store import Store
 from bindscope.terminal.results import head_map
 from stores import Invention

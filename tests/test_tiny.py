@@ -10,6 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from bindscope.stats.groups import by_group
+from bindscope.stats.observations import studied
+from bindscope.stats.summary import by_checkpoint
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
@@ -20,9 +23,6 @@ from bindscope.cli import main
 from bindscope.measures.checkpoint import measure
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
-from bindscope.stats.groups import by_group
-from bindscope.stats.observations import studied
-from bindscope.stats.summary import by_checkpoint
 from bindscope.store import Store
 
 SUITES = ("tiny", "tiny-seed-21")

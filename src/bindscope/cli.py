@@ -20,8 +20,9 @@ from bindscope.errors import BindscopeError, RequestError
 from bindscope.records import Bos, Dtype
 
 if TYPE_CHECKING:
-    from bindscope.stats.analysis import Analysis
+    from bindscope.claims.analysis import Analysis
     from bindscope.store import Store
+    from bindscope.tables.run import RunTables
 
 app = typer.Typer(
     name="bindscope",
@@ -77,7 +78,8 @@ def run(
         suites_of(name)
     store = _store(out)
     from bindscope.execute.sweep import Options
-    from bindscope.report.files import write
+    from bindscope.report.files import write_report
+    from bindscope.tables.run import RunTables
 
     options = Options(accept_flags, evict)
     with store.lock():
@@ -92,8 +94,9 @@ def run(
                 result = cluster.run(wanted, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        answers, found = _answers(store)
-        outcome(store, result, write(store, found)[0], answers)
+        tables = RunTables(store)
+        answers, analysis = _answers(tables)
+        outcome(tables, result, write_report(tables, analysis)[0], answers)
     return 1 if result.errors else 0
 
 
@@ -235,17 +238,21 @@ def analyse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
-    from bindscope.stats.analysis import analyse as compute
-    from bindscope.stats.analysis import write
-    from bindscope.terminal.results import analysis
+    from bindscope.claims.analysis import analyse as compute
+    from bindscope.claims.analysis import write_tables
+    from bindscope.tables.run import RunTables
+    from bindscope.terminal.results import show_analysis
 
     store = _store(folder, create=False)
-    found = compute(store)
-    files = write(found, store)
+    analysis = compute(RunTables(store))
+    files = write_tables(analysis, store)
     if as_json:
-        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in found.tables().items()}, indent=1))
+        tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in analysis.tables().items()}
+        print(json.dumps(tables, indent=1))
+        for problem in analysis.problems:
+            _complain(problem)
     else:
-        analysis(found, files)
+        show_analysis(analysis, files)
 
 
 @app.command()
@@ -255,19 +262,23 @@ def report(
     paper: Annotated[bool, typer.Option("--pdf", help="Typeset paper.pdf too.")] = False,
 ) -> None:
     """Write report.html, figures/ and tables/ again from stored results, or compare two folders; no model is needed."""
-    from bindscope.report.files import write
+    from bindscope.report.files import write_report
+    from bindscope.tables.run import RunTables
 
-    store = _store(folder, create=False)
+    tables = RunTables(_store(folder, create=False))
     if other is not None:
-        from bindscope.report import comparison
+        from bindscope.report.comparison import write_comparison
         from bindscope.terminal.results import compared
 
         if paper:
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
-        compared(*comparison.write(store, _store(other, create=False)))
+        compared(*write_comparison(tables, RunTables(_store(other, create=False))))
         return
-    for path in write(store, _answers(store)[1], paper):
+    analysis = _answers(tables)[1]
+    for path in write_report(tables, analysis, paper):
         print(path)
+    for problem in analysis.problems if analysis else ():
+        _complain(problem)
 
 
 @app.command()
@@ -318,14 +329,14 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
+def _answers(tables: RunTables) -> tuple[Path | None, Analysis | None]:
     """The folder with every claim's tables, and the analysis; nothing for a run that asks no recognition questions."""
-    from bindscope.stats.analysis import analyse, write
+    from bindscope.claims.analysis import analyse, write_tables
 
-    if store.read("recognition").empty:
+    if not tables.has_questions:
         return None, None
-    found = analyse(store)
-    return Path(write(found, store)[0]).parent, found
+    analysis = analyse(tables)
+    return Path(write_tables(analysis, tables.store)[0]).parent, analysis
 
 
 def _store(folder: Path, create: bool = True) -> Store:

@@ -19,6 +19,8 @@ from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt,
 from bindscope.yamlfile import Source
 
 Measure = Literal["binding", "recognition", "generation", "few_shot", "variability", "ablation"]
+#: module:name, with the module's folder in front where it lies beside the experiment's file.
+_OBJECT = re.compile(r"(?:.*/)?[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
 #: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
 _PUBLISHED: dict[str, Any] = {
@@ -109,7 +111,8 @@ class Experiment(BaseModel):
     remote_code: repositories whose Python code may be run, in words: `I have read the code of ORG/NAME and trust it`.
     protocol: "controlled" rotates the options of a question; "published" asks each question once, with the answer in
     the place that the file gives it. format, order: override the protocol's. ablation: which heads are taken out, how,
-    and against how many random sets. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
+    and against how many random sets. claims: claims of one's own, as module:name; the module may lie beside the study
+    file. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,6 +132,14 @@ class Experiment(BaseModel):
     bos: Bos | None = None
     dtype: Dtype = "auto"
     remote_code: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
+
+    @field_validator("claims")
+    @classmethod
+    def _module_and_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := next((text for text in value if not _OBJECT.fullmatch(text)), None):
+            raise ValueError(f"a claim is named module:name, such as mine:CLAIM, got {odd!r}")
+        return value
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -147,7 +158,7 @@ class Experiment(BaseModel):
         """Repositories whose Python code may be run."""
         return {match[1] for text in self.remote_code if (match := _TRUST.fullmatch(text))}
 
-    @field_validator("suites", "terms", "measures", "controls", "remote_code", mode="before")
+    @field_validator("suites", "terms", "measures", "controls", "remote_code", "claims", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -339,5 +350,13 @@ def _beside(experiment: Experiment, base: Path) -> Experiment:
         for found in (experiment.terms, experiment.controls)
     )
     prompts = None if experiment.prompts is None else base / experiment.prompts
-    placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts}
+    claims = tuple(_importable_from(base, name) for name in experiment.claims)
+    placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts, "claims": claims}
     return experiment.model_copy(update={name: placed[name] for name in placed if name in experiment.model_fields_set})
+
+
+def _importable_from(base: Path, spec: str) -> str:
+    """module:name, with the folder in front where the module is a file or package in it."""
+    first = spec.partition(":")[0].partition(".")[0]
+    beside = "/" not in spec and any((base / name).exists() for name in (f"{first}.py", f"{first}/__init__.py"))
+    return f"{base.resolve()}/{spec}" if beside else spec

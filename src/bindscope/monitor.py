@@ -26,9 +26,9 @@ from bindscope.execute.unit import provenance
 from bindscope.experiment import Experiment
 from bindscope.measures.checkpoint import READ, key_parts, measure
 from bindscope.records import Bos, Format, Identity, Measurement, digest
-from bindscope.stats.early import WINDOW, early_warnings
-from bindscope.stats.summary import by_checkpoint
 from bindscope.store import RunFile, Store, Unit, result_key
+from bindscope.tables.early import WINDOW, early_warnings
+from bindscope.tables.summary import by_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from bindscope.report.text import line
+from bindscope.charts.text import line
 from bindscope.store import RunFile, Store, Unit
 
 _ORDERS = {"rotated": "rotated", "spread": "once each, gold in changing places", "given": "once each, gold as given"}
