@@ -59,7 +59,7 @@ def lines(
     dash = alt.StrokeDash("line:N", legend=None, scale=alt.Scale(domain=labels, range=DASHES[:n]))
     shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=labels, range=SHAPES[:n]))
     value = alt.Y("value:Q", title=axis, scale=tall)
-    curve = base.marklong(strokeWidth=2.2).encode(value, color, dash)
+    curve = base.mark_line(strokeWidth=2.2).encode(value, color, dash)
     points = base.mark_point(filled=True, size=46, opacity=1).encode(value, color, shape)
     return alt.layer(*bands, curve, points).properties(width=size[0], height=size[1])
 

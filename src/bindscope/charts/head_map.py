@@ -67,8 +67,8 @@ def head_map(table: pd.DataFrame) -> Figure:
         text=". ".join(sentences) + ".",
         data=table[columns],
         note="The area of a square is the value; a hollow square is below zero. Excess: BSI less the mean of the same "
-        "head over windows of as many tokens. A head that is large in the first and third panel and small in the second "
-        "looks back whatever the tokens are.",
+        "head over windows of as many tokens. A head that is large in the first and third panel and small in the "
+        "second looks back whatever the tokens are.",
     )
 
 

@@ -235,7 +235,7 @@ def onsets(found: Findings) -> Iterator[Figure]:
             text=f"{line(suite)}: of {count(len(part), 'term')}, {before} reach half of the rise of binding surely "
             f"before half of the rise of knowing, {after} surely after; in {len(part) - before - after} the intervals "
             "overlap.",
-            data=part[[c for c in part if c != "suite"] + ["suite"]],
+            data=part,
             note="A bar runs from the last checkpoint below the threshold to the first one at or above it (the mark): "
             "that is all that checkpoints can tell. The threshold is half of the rise of the mean over terms.",
         )

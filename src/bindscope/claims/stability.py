@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bindscope.claims.answers import about_zero, pick, side_by_side, undecided
-from bindscope.claims.base import Answer, Claim, Statistic, clustered, missing, statistic
+from bindscope.claims.base import Answer, Claim, Statistic, clustered, statistic
 from bindscope.claims.inputs import Inputs
 from bindscope.stats.correlate import Undefined
 from bindscope.stats.variance import components, icc
@@ -23,7 +23,16 @@ def stability(inputs: Inputs) -> Iterator[Statistic]:
     """Intraclass correlations by term, over all layers and by third of the layers, and shares of the variance."""
     table = inputs.final_questions
     label = "ICC of EB* by term"
-    yield missing(id=_ICC, reading="published", quantity=label, reason="not tested in the reference study")
+    yield Statistic(
+        id=_ICC,
+        reading="published",
+        quantity=label,
+        value=None,
+        n=0,
+        unit="question",
+        method=_METHOD,
+        reason="not tested in the reference study",
+    )
     yield statistic(
         lambda: clustered(icc(table["eb_star"], table["term"])),
         id=_ICC,

@@ -130,8 +130,8 @@ def _answer(rows: pd.DataFrame) -> Answer:
     copied = rows[(rows["id"] == _COPIED) & rows["value"].notna()]
     if len(copied):
         sentence += (
-            f" Of the keywords in the answers behind the term's own exemplar, {100 * copied['value'].iloc[0]:.0f}% stand "
-            "in that exemplar."
+            " Of the keywords in the answers behind the term's own exemplar, "
+            f"{100 * copied['value'].iloc[0]:.0f}% stand in that exemplar."
         )
     holds = [bool(row["low"] > 0) for row in measured]
     if any(holds) and not all(holds):

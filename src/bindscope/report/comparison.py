@@ -201,8 +201,8 @@ def _terms(found: Changes) -> Table:
     return Table(
         name="change-terms",
         title="By term",
-        note="At the last shared checkpoint, the largest differences first; without intervals, since the prompts of one "
-        "term are few.",
+        note="At the last shared checkpoint, the largest differences first; without intervals, since the prompts of "
+        "one term are few.",
         head=["Suite", "Term", "Quantity", "First", "Second", "Difference", "Pairs"],
         rows=rows,
         data=found.terms,

@@ -51,8 +51,8 @@ def emergence(found: Findings) -> Iterator[Figure]:
             chart=styled(chart),
             text=text,
             data=data,
-            note="Recognition is the share of questions answered right; generation the rubric score of greedy answers. The "
-            "dashed line under binding is EB* of windows of as many tokens elsewhere in the same prompts.",
+            note="Recognition is the share of questions answered right; generation the rubric score of greedy answers. "
+            "The dashed line under binding is EB* of windows of as many tokens elsewhere in the same prompts.",
         )
 
 
@@ -100,7 +100,7 @@ def small_multiples(found: Findings) -> Iterator[Figure]:
         names = list(labels.values())
         color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=names, range=SERIES[:2]))
         dash = alt.StrokeDash("line:N", legend=key, scale=alt.Scale(domain=names, range=DASHES[:2]))
-        panel = alt.Chart(data).marklong(strokeWidth=2).encode(x, y, color, dash).properties(width=120, height=72)
+        panel = alt.Chart(data).mark_line(strokeWidth=2).encode(x, y, color, dash).properties(width=120, height=72)
         chart = panel.facet(alt.Facet("term:N", title=None, sort=list(dict.fromkeys(data["term"]))), columns=6)
         rising = wide.sort_values("t").groupby("term").agg(a=("eb_star", "first"), b=("eb_star", "last"))
         gain = (rising["b"] - rising["a"]).sort_values()
@@ -124,7 +124,7 @@ def small_multiples(found: Findings) -> Iterator[Figure]:
 def runs(found: Findings) -> Iterator[Figure]:
     """Several runs on one scale: EB* and accuracy of each, a line a run."""
     suites = trained(found.tables.summary)
-    if len(suites) < 2 or len({tuple(part["step"]) for _, part in trained}) > 1:
+    if len(suites) < 2 or len({tuple(part["step"]) for _, part in suites}) > 1:
         return
     names = [line(suite) for suite, _ in suites]
     key = alt.Legend(title=None, orient="top", columns=3)
@@ -137,7 +137,7 @@ def runs(found: Findings) -> Iterator[Figure]:
         color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=names, range=_cycle(SERIES, len(names))))
         shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=names, range=_cycle(SHAPES, len(names))))
         panel = alt.layer(
-            base.marklong(strokeWidth=1.6).encode(color),
+            base.mark_line(strokeWidth=1.6).encode(color),
             base.mark_point(filled=True, size=52, opacity=1).encode(color, shape),
         )
         panels.append(panel.properties(width=270, height=190, title=title))

@@ -70,9 +70,9 @@ def checkpoints(found: Findings) -> Iterator[Table]:
     yield Table(
         name="checkpoints",
         title="Every checkpoint",
-        note="Means over prompts; in brackets the 95% interval over terms (whole terms are redrawn). Excess is EB* minus "
-        "the mean EB* of windows of as many tokens elsewhere in the same prompts; at like positions, of those that "
-        "start about as far into the text. Margin is in nats per token. Generation is the rubric score of the greedy "
+        note="Means over prompts; in brackets the 95% interval over terms (whole terms are redrawn). Excess is EB* "
+        "minus the mean EB* of windows of as many tokens elsewhere in the same prompts; at like positions, of those "
+        "that start about as far into the text. Margin is in nats per token. Generation is the rubric score of the greedy "
         "continuation, 0 to 1.",
         head=["Suite", "Step", *shown.values()],
         rows=[
@@ -162,8 +162,8 @@ def positions(found: Findings) -> Iterator[Table]:
     yield Table(
         name="positions",
         title="Accuracy by the place of the right answer",
-        note=f"Of the last checkpoint. Without a preference each place is chosen in {number(1 / frame['places'].iloc[0])} "
-        "of the questions.",
+        note="Of the last checkpoint. Without a preference each place is chosen in "
+        f"{number(1 / frame['places'].iloc[0])} of the questions.",
         head=["Suite", "Place", "Questions with gold there", "Accuracy", "How often the place is chosen"],
         rows=[
             [line(str(r["suite"])), r["position"], str(r["n"]), number(r["accuracy"]), number(r["chosen"])]
@@ -182,8 +182,8 @@ def scores(found: Findings) -> Iterator[Table]:
     yield Table(
         name="scores",
         title="Accuracy under four scores of a choice",
-        note="Of the last checkpoint. PMI takes off what a choice has after a neutral premise. Brackets: 95% interval over "
-        "terms.",
+        note="Of the last checkpoint. PMI takes off what a choice has after a neutral premise. Brackets: 95% interval "
+        "over terms.",
         head=["Suite", "Format", "Score", "Accuracy", "Margin"],
         rows=[
             [
@@ -240,7 +240,8 @@ def tokens(found: Findings) -> Iterator[Table]:
     yield Table(
         name="tokens",
         title="How the terms are cut into tokens",
-        note="The cut most often met in the prompts. EB* falls with k by itself, so terms of different k are not compared.",
+        note="The cut most often met in the prompts. EB* falls with k by itself, so terms of different k "
+        "are not compared.",
         head=["Term", "Suite", "k", "Tokens", "Different cuts", "Prompts with a span", "Why not all"],
         rows=rows,
         data=frame.assign(tokens=frame["tokens"].map(" | ".join)),

@@ -45,7 +45,7 @@ def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: fl
         return pd.DataFrame()
     for place, part in ablation.groupby(_PLACE, sort=False, dropna=False):
         its_sets = sets[(sets["suite"] == place[0]) & (sets["revision"] == place[1])]
-        loss = float(its_sets.loc[mine["set"] == "baseline", "neutral_loss"].iloc[0])
+        loss = float(its_sets.loc[its_sets["set"] == "baseline", "neutral_loss"].iloc[0])
         base = part[part["set"] == "baseline"]
         for condition, cell in part[part["set"] != "baseline"].groupby(_CONDITION, sort=False):
             losses = _losses(its_sets, condition, loss)

@@ -46,8 +46,8 @@ def changes(first: RunTables, second: RunTables) -> Changes:
     shared = [place for place in places[0] if place in places[1]]
     if not shared:
         raise RequestError(
-            f"nothing to compare: {first.store.root} has {_listed(places[0])}; {second.store.root} has {_listed(places[1])}; a "
-            "suite must be measured at the same checkpoint in both"
+            f"nothing to compare: {first.store.root} has {_listed(places[0])}; {second.store.root} has "
+            f"{_listed(places[1])}; a suite must be measured at the same checkpoint in both"
         )
     notes = []
     for run, its, other in ((first, places[0], places[1]), (second, places[1], places[0])):
@@ -68,7 +68,8 @@ def changes(first: RunTables, second: RunTables) -> Changes:
                 terms += _terms(place, name, part)
     if not rows:
         raise RequestError(
-            f"nothing to compare: {first.store.root} and {second.store.root} share no prompt; the experiments ask different things"
+            f"nothing to compare: {first.store.root} and {second.store.root} share no prompt; the experiments ask "
+            "different things"
         )
     return Changes(checkpoints=pd.DataFrame(rows), terms=pd.DataFrame(terms), notes=(*notes, *remarks))
 
