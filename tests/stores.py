@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from bindscope.claims.analysis import Analysis, analyse
 from bindscope.records import CheckpointRef, Identity, Measurement, Protocol, Provenance
 from bindscope.store import RunFile, Store, Unit
+from bindscope.tables.run import RunTables
 
 KINDS = ("definition", "benefit", "implementation", "failure", "audit")
 OPENINGS = (*KINDS, "tutorial")
@@ -17,6 +20,24 @@ WORDS = (
     *("the", "page", "screen", "reader", "text", "button", "that", "speech", "image", "form", "label", "read", "aloud"),
     *("by", "with", "keyboard", "focus", "contrast", "heading", "region", "order", "link", "user", "hears", "through"),
 )
+
+
+def analysed(store: Store) -> Analysis:
+    """Every claim of a results folder."""
+    return analyse(RunTables(store))
+
+
+class Given(RunTables):
+    """Tables that a test made by hand. observed: suite -> observations; others: by the name of the property."""
+
+    def __init__(self, observed: dict[str, pd.DataFrame], **others: pd.DataFrame) -> None:
+        self.observed = observed
+        self.carriers = self.gains = self.effects = pd.DataFrame()
+        vars(self).update(others)
+
+    def stored(self, name: str) -> pd.DataFrame:
+        """A row for the tables that every run holds, none of others."""
+        return pd.DataFrame({"suite": list(self.observed)}) if name in ("binding", "recognition") else pd.DataFrame()
 
 
 def _fixed(name: str) -> np.random.Generator:

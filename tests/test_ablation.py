@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.stats.ablation import effects
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
@@ -32,6 +31,7 @@ from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import find
 from bindscope.records import Ablation, CheckpointRef, Prompt, Protocol, Rubric
+from bindscope.tables.ablation import effects
 
 HEAD = (1, 3)
 TERMS, TOLD = 12, 6  # terms in all, and those whose answer only the planted head knows

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.stats.heads import by_head
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -42,6 +41,7 @@ from bindscope.errors import (
 from bindscope.measures.checkpoint import measure as tables_of
 from bindscope.prompts.build import carriers
 from bindscope.records import Protocol, Term
+from bindscope.tables.heads import by_head
 
 TERMS = ["screen reader", "alt text"]
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.stats.early import early_warnings
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -33,6 +32,7 @@ from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.records import Protocol
 from bindscope.store import Store
+from bindscope.tables.early import early_warnings
 
 #: Said by other packages, of their own code.
 other_warnings = pytest.mark.filterwarnings(

@@ -95,8 +95,7 @@ def run(
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         tables = RunTables(store)
-        answers, analysis = _answers(tables)
-        outcome(tables, result, write_report(tables, analysis)[0], answers)
+        outcome(tables, result, write_report(tables, _analysed(tables))[0])
     return 1 if result.errors else 0
 
 
@@ -247,10 +246,7 @@ def analyse(
     analysis = compute(RunTables(store))
     files = write_tables(analysis, store)
     if as_json:
-        tables = {name: json.loads(frame.to_json(orient="records")) for name, frame in analysis.tables().items()}
-        print(json.dumps(tables, indent=1))
-        for problem in analysis.problems:
-            _complain(problem)
+        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in analysis.tables().items()}, indent=1))
     else:
         show_analysis(analysis, files)
 
@@ -274,11 +270,8 @@ def report(
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
         compared(*write_comparison(tables, RunTables(_store(other, create=False))))
         return
-    analysis = _answers(tables)[1]
-    for path in write_report(tables, analysis, paper):
+    for path in write_report(tables, _analysed(tables), paper):
         print(path)
-    for problem in analysis.problems if analysis else ():
-        _complain(problem)
 
 
 @app.command()
@@ -329,14 +322,17 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _answers(tables: RunTables) -> tuple[Path | None, Analysis | None]:
-    """The folder with every claim's tables, and the analysis; nothing for a run that asks no recognition questions."""
+def _analysed(tables: RunTables) -> Analysis | None:
+    """The analysis, with its tables written; None for a run that asks no recognition questions. Claims that are left
+    out are named."""
     from bindscope.claims.analysis import analyse, write_tables
 
-    if not tables.has_questions:
-        return None, None
-    analysis = analyse(tables)
-    return Path(write_tables(analysis, tables.store)[0]).parent, analysis
+    analysis = analyse(tables) if tables.has_questions else None
+    if analysis:
+        write_tables(analysis, tables.store)
+        for problem in analysis.problems:
+            _complain(problem)
+    return analysis
 
 
 def _store(folder: Path, create: bool = True) -> Store:

@@ -147,7 +147,7 @@ def _computed(asked: Sequence[Claim], suites: dict[str, Inputs]) -> tuple[tuple[
     owner: dict[str, str] = {}
     for claim in asked:
         try:
-            per = {name: _checked(claim, _statistics(claim, inputs)) for name, inputs in suites.items()}
+            per = {name: _checked(claim, statistics_of(claim, inputs)) for name, inputs in suites.items()}
             if claim.across is not None:
                 per[ALL_RUNS] = _checked(claim, claim.across(list(suites.values())))
             for id in {each.id for part in per.values() for each in part}:
@@ -161,8 +161,11 @@ def _computed(asked: Sequence[Claim], suites: dict[str, Inputs]) -> tuple[tuple[
     return tuple(claim for claim in asked if not isinstance(out[claim.id], str)), out
 
 
-def _statistics(claim: Claim, inputs: Inputs) -> Iterable[Statistic]:
-    """The claim's statistics on a suite; both leading ones missing, with the reason, where it lacks a table."""
+def statistics_of(claim: Claim, inputs: Inputs) -> Iterable[Statistic]:
+    """The claim's statistics on a suite; both leading ones missing, with the reason, where it lacks a table.
+
+    Raises ValueError where it needs a table that no run stores.
+    """
     if odd := [name for name in claim.needs if name not in TABLES]:
         raise ValueError(f"it needs a table {odd[0]!r}, which no run stores; tables: {', '.join(TABLES)}")
     absent = next((name for name in claim.needs if inputs.stored(name).empty), None)

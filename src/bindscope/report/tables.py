@@ -72,8 +72,8 @@ def checkpoints(found: Findings) -> Iterator[Table]:
         title="Every checkpoint",
         note="Means over prompts; in brackets the 95% interval over terms (whole terms are redrawn). Excess is EB* "
         "minus the mean EB* of windows of as many tokens elsewhere in the same prompts; at like positions, of those "
-        "that start about as far into the text. Margin is in nats per token. Generation is the rubric score of the greedy "
-        "continuation, 0 to 1.",
+        "that start about as far into the text. Margin is in nats per token. Generation is the rubric score of the "
+        "greedy continuation, 0 to 1.",
         head=["Suite", "Step", *shown.values()],
         rows=[
             [line(str(r["suite"])), place(r), *(interval_of(r, c) for c in shown)] for r in summary.to_dict("records")

@@ -142,7 +142,7 @@ def _count(n: int, what: str) -> str:
 _SHOWN = {"eb_star": "EB*", "null": "null", "excess": "excess", "accuracy": "accuracy", "margin": "margin"}
 
 
-def outcome(tables: RunTables, result: Outcome, report: Path, answers: Path | None) -> None:
+def outcome(tables: RunTables, result: Outcome, report: Path) -> None:
     """The table at the end of a run, what failed, and where to look."""
     from bindscope.tables.summary import excluded
 
@@ -184,8 +184,8 @@ def outcome(tables: RunTables, result: Outcome, report: Path, answers: Path | No
     _OUT.print(f"Checkpoints: {', '.join(counts)}.")
     for unit in failed:
         _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
-    if answers is not None:
-        shown = f"bindscope analyse {tables.store.root}"
+    if tables.has_questions:
+        answers, shown = tables.store.root / "analysis", f"bindscope analyse {tables.store.root}"
         _OUT.print(f"Claims, published and controlled: {answers}/ ({shown} prints them)", markup=False, soft_wrap=True)
     _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
 
