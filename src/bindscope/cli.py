@@ -237,14 +237,12 @@ def analyse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
-    from bindscope.claims.analysis import analyse as compute
-    from bindscope.claims.analysis import write_tables
+    from bindscope.claims import analysis as claims
     from bindscope.tables.run import RunTables
     from bindscope.terminal.results import show_analysis
 
-    store = _store(folder, create=False)
-    analysis = compute(RunTables(store))
-    files = write_tables(analysis, store)
+    analysis = claims.analyse(RunTables(_store(folder, create=False)))
+    files = claims.write_tables(analysis)
     if as_json:
         print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in analysis.tables().items()}, indent=1))
     else:
@@ -323,15 +321,12 @@ def doctor() -> int:
 
 
 def _analysed(tables: RunTables) -> Analysis | None:
-    """The analysis, with its tables written; None for a run that asks no recognition questions. Claims that are left
-    out are named."""
-    from bindscope.claims.analysis import analyse, write_tables
+    """The analysis of a run that asks questions, its tables written, and the claims that are left out named."""
+    from bindscope.claims.analysis import write_analysis
 
-    analysis = analyse(tables) if tables.has_questions else None
-    if analysis:
-        write_tables(analysis, tables.store)
-        for problem in analysis.problems:
-            _complain(problem)
+    analysis = write_analysis(tables)
+    for problem in analysis.problems if analysis else ():
+        _complain(problem)
     return analysis
 
 

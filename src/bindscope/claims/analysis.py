@@ -16,7 +16,7 @@ from bindscope.claims.inputs import ALL_RUNS, Findings, Inputs
 from bindscope.claims.registry import in_a_line, registered
 from bindscope.errors import StoreError
 from bindscope.stats.compare import benjamini_hochberg
-from bindscope.store import TABLES, Store
+from bindscope.store import TABLES
 from bindscope.tables.gate import gate
 from bindscope.tables.run import RunTables
 
@@ -286,10 +286,19 @@ def answered(claim: Claim, rows: pd.DataFrame) -> Answer:
     return answer
 
 
-def write_tables(analysis: Analysis, store: Store) -> list[str]:
+def write_tables(analysis: Analysis) -> list[str]:
     """Write the tables as CSV files into the folder's analysis/ and return their paths.
 
     Raises StoreError where they cannot be written.
     """
-    tables = analysis.tables().items()
+    store, tables = analysis.tables_read.store, analysis.tables().items()
     return [str(store.write_text(f"analysis/{name}.csv", frame.to_csv(index=False))) for name, frame in tables]
+
+
+def write_analysis(tables: RunTables) -> Analysis | None:
+    """The analysis, its tables written; None for a run that asks no recognition questions. Raises as `write_tables`."""
+    if not tables.has_questions:
+        return None
+    analysis = analyse(tables)
+    write_tables(analysis)
+    return analysis
