@@ -172,7 +172,7 @@ def test_emergence_by_hand() -> None:
     ("change", "reason"),
     [
         (lambda t: t[t["t"] == 0], "checkpoints"),
-        (lambda t: t[t["term"] == "term 0"], "groups"),
+        (lambda t: t[t["term"] == "term 0"], "1 group;"),
         (lambda t: t.assign(accuracy=0.5), "constant"),
         (lambda t: t.assign(eb_star=0.5), "constant"),
         (lambda t: t.assign(step=np.nan), "steps of the checkpoints are not known"),
