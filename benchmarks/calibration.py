@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bindscope.stats.compare import paired_difference, stratified_difference, tost_paired, wilson
+from bindscope.stats.compare import paired_difference, stratified_difference, wilson
 from bindscope.stats.correlate import (
     Undefined,
     clustered_repeated,
@@ -227,12 +227,6 @@ def interval_rows() -> Iterator[list[Any]]:
             found = [draw(rng, terms) for _ in range(STUDIES)]
             row.append(float(np.mean([each.low <= truth <= each.high for each in found])))
         yield row
-    rng = np.random.default_rng(301)
-    row = ["tost_paired: wrongly called equivalent, true difference at the bound"]
-    for terms in (41, 11):
-        drawn = rng.standard_normal((STUDIES, terms)) + 1
-        row.append(float(np.mean([tost_paired(each, 0 * each, 1.0).p < 0.05 for each in drawn])))
-    yield row
 
 
 def least(power: Callable[[float], float], grid: Floats) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 from smollm2 import interval, number, table
 
-from bindscope.stats.analysis import analyse
+from bindscope.claims.analysis import analyse
 from bindscope.store import Store
+from bindscope.tables.run import RunTables
 
 PAGE = """# Taking heads out of SmolLM2-135M
 
@@ -88,7 +89,7 @@ def chosen(sets: pd.DataFrame, heads: pd.DataFrame) -> str:
 
 def main(folder: Path) -> None:
     store = Store(folder, create=False)
-    found, sets, heads = analyse(store).more["ablation"], store.read("ablation_sets"), store.read("heads")
+    found, sets, heads = analyse(RunTables(store)).more["ablation"], store.read("ablation_sets"), store.read("heads")
     unit = store.read_run().units[0]
     p = store.provenance(unit.checkpoint, "ablation", unit.keys["ablation"])
     made = ", ".join(f"{k} {v}" for k, v in p["versions"].items())

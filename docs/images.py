@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 from playwright.sync_api import sync_playwright
 
-from bindscope.report.curves import lines as curves
-from bindscope.report.figure import png, styled, svg
-from bindscope.stats.groups import by_group
-from bindscope.stats.summary import by_checkpoint
+from bindscope.charts.axes import lines as curves
+from bindscope.charts.figure import png, styled, svg
 from bindscope.store import Store
+from bindscope.tables.groups import by_group
+from bindscope.tables.summary import by_checkpoint
 
 store, other, out = Store(Path(sys.argv[1]), create=False), Path(sys.argv[2]), Path(sys.argv[3])
 out.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bindscope.stats.analysis import Analysis, analyse
+from bindscope.claims.analysis import Analysis, analyse
 from bindscope.stats.resample import cluster_mean
 from bindscope.store import Store
+from bindscope.tables.run import RunTables
 
 STUDIES = {"smollm2": "listed, rotated", "smollm2-cloze": "cloze", "smollm2-published": "listed, gold always A"}
 SCORES = {"per_token": "per token", "raw": "raw", "per_byte": "per byte", "pmi": "PMI"}
@@ -72,16 +73,16 @@ def controls(found: dict[str, Analysis], k: int) -> str:
 def validity(found: dict[str, Analysis]) -> str:
     frame = found["smollm2"].results
     rows = []
-    for quantity in frame.loc[(frame["claim"] == "V") & frame["quantity"].str.startswith("diff"), "quantity"].unique():
-        part = frame[frame["quantity"] == quantity].set_index("reading")
-        d = frame[frame["quantity"] == quantity.replace("difference of", "Cohen's d of")]["value"]
+    for group in frame.loc[frame["id"] == "v.difference", "subject"].unique():
+        part = frame[(frame["id"] == "v.difference") & (frame["subject"] == group)].set_index("reading")
+        d = frame[(frame["id"] == "v.cohen_d") & (frame["subject"] == group)]["value"]
         cells = [number(d.iloc[0], 2)]
         for reading in ("published", "controlled"):
             row = part.loc[reading]
             cells.append(
                 number(row["value"]) + interval(row["low"], row["high"]) if pd.notna(row["value"]) else row["reason"]
             )
-        rows.append([quantity.removeprefix("difference of EB*, real terms against "), *cells])
+        rows.append([group, *cells])
     return table(["group", "d (published)", "difference (published)", "at equal k and frame (controlled)"], rows)
 
 
@@ -178,7 +179,7 @@ Margin and every raw log-probability are in the stored table `recognition`.
 
 def main(runs: Path) -> None:
     stores = {name: Store(runs / name, create=False) for name in STUDIES}
-    found = {name: analyse(store) for name, store in stores.items()}
+    found = {name: analyse(RunTables(store)) for name, store in stores.items()}
     unit = stores["smollm2"].read_run().units[0]
     p = stores["smollm2"].provenance(unit.checkpoint, "binding", unit.keys["binding"])
     made = ", ".join(f"{k} {v}" for k, v in p["versions"].items())

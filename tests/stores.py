@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bindscope.records import CheckpointRef, Identity, Measurement, Protocol, Provenance
+from bindscope.claims.analysis import Analysis, analyse
+from bindscope.measures import registry
+from bindscope.records import CheckpointRef, Identity, Protocol, Provenance
+from bindscope.schema import PER_PROMPT, PROMPTS, Measurement
 from bindscope.store import RunFile, Store, Unit
+from bindscope.tables.run import RunTables
 
 KINDS = ("definition", "benefit", "implementation", "failure", "audit")
 OPENINGS = (*KINDS, "tutorial")
@@ -17,6 +22,24 @@ WORDS = (
     *("the", "page", "screen", "reader", "text", "button", "that", "speech", "image", "form", "label", "read", "aloud"),
     *("by", "with", "keyboard", "focus", "contrast", "heading", "region", "order", "link", "user", "hears", "through"),
 )
+
+
+def analysed(store: Store) -> Analysis:
+    """Every claim of a results folder."""
+    return analyse(RunTables(store))
+
+
+class Given(RunTables):
+    """Tables that a test made by hand. observed: suite -> observations; others: by the name of the property."""
+
+    def __init__(self, observed: dict[str, pd.DataFrame], **others: pd.DataFrame) -> None:
+        self.observed = observed
+        self.carriers = self.gains = self.effects = pd.DataFrame()
+        vars(self).update(others)
+
+    def stored(self, name: str) -> pd.DataFrame:
+        """A row for the tables that every run holds, none of others."""
+        return pd.DataFrame({"suite": list(self.observed)}) if name in ("binding", "recognition") else pd.DataFrame()
 
 
 def _fixed(name: str) -> np.random.Generator:
@@ -66,9 +89,7 @@ class Invention:
     def _unit(self, ref: CheckpointRef, at: float, final: bool) -> Unit:
         self.at = at
         made = {
-            "binding": self._binding(),
-            "windows": self._windows(),
-            "heads": self._heads(),
+            "previous_token": self._heads(),
             "recognition": self._recognition(),
             "generation": self._written(("zero",)),
             "few_shot": self._written(("exemplar", "paraphrase", "mismatched")),
@@ -91,9 +112,15 @@ class Invention:
             1.0,
             (f"self-check: fine{self.mark}", note),
         )
+        tables = {table.name: table for table in registry.tables()}
+        binding = self._binding()
+        for name, table in tables.items():
+            if table.row == PER_PROMPT or table is PROMPTS:
+                made[name] = [{c.name: row[c.name] for c in table.columns} for row in binding]
         for name, rows in made.items():
             columns = {key: [row[key] for row in rows] for key in rows[0]}
-            self.store.write(ref, f"key of {name}", Measurement(name, columns), provenance)
+            result = Measurement(tables[name], tables[name].arrow(columns))
+            self.store.write(ref, f"key of {name}", result, provenance)
         return Unit(ref, "done", {name: f"key of {name}" for name in made})
 
     def _prompts(self) -> list[tuple[str, str, str, str, str]]:
@@ -154,17 +181,22 @@ class Invention:
             "excess": star - null,
             "percentile": 0.8,
             "null_reason": None,
+            "position_null_n": 40,
+            "position_null_mean": null,
             "position_excess": star - null,
+            "position_percentile": 0.8,
+            "position_null_reason": None,
             "bsi_pts_r": 0.1,
             "best_head_is_pts": False,
             "bsi": bsi.ravel(),
             "null_bsi": 0.5 * bsi.ravel(),
+            "mass": bsi.ravel(),
+            "sink": bsi.ravel(),
+            "value_bsi": bsi.ravel(),
+            "top_bsi": float(bsi.max()),
             "top_heads": top.tolist(),
             "top_rows": rows.tolist(),
         }
-
-    def _windows(self) -> list[dict[str, Any]]:
-        return [{"prompt": self.terms[0], "carrier": False, "k": 2, "start": 3, "eb_star": 0.1, "eb_star_mass": 0.1}]
 
     def _heads(self) -> list[dict[str, Any]]:
         return [
@@ -193,7 +225,7 @@ class Invention:
                         "rotation": rotation,
                         "gold": gold,
                         "choices": options[-rotation:] + options[:-rotation] if rotation else options,
-                        "logprob": (8 * scores).tolist(),
+                        "logprob": np.minimum(8 * scores, -0.1).tolist(),
                         "choice_tokens": [8] * 4,
                         "choice_bytes": [40] * 4,
                         "unconditional": [-20.0] * 4,
@@ -215,7 +247,7 @@ class Invention:
                 "term": term,
                 "kind": f"{kind}{self.mark}",
                 "shot": shot,
-                "exemplar_term": "" if shot == "zero" else term,
+                "exemplar_term": None if shot == "zero" else term,
                 "temperature": 0.0,
                 "seed": None,
                 "text": f"{' '.join(self.rng.choice(WORDS, 18))} keyword{self.mark}",

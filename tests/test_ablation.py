@@ -31,7 +31,7 @@ from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import find
 from bindscope.records import Ablation, CheckpointRef, Prompt, Protocol, Rubric
-from bindscope.stats.ablation import effects
+from bindscope.tables.ablation import effects
 
 HEAD = (1, 3)
 TERMS, TOLD = 12, 6  # terms in all, and those whose answer only the planted head knows

@@ -13,12 +13,13 @@ from bindscope.measures.ranking import sets
 from scipy.stats import binomtest, kstest
 
 import models
+from bindscope.claims.causal import specificities
 from bindscope.cli import main
 from bindscope.engine.attention import hooked
 from bindscope.engine.conditions import Material, run
 from bindscope.records import Ablation
-from bindscope.stats.ablation import RULES, effects
 from bindscope.store import Store
+from bindscope.tables.ablation import RULES, effects
 
 
 def _table(base: Any, top: Any, bottom: Any, random: Any, task: str = "recognition") -> pd.DataFrame:
@@ -66,6 +67,23 @@ def test_effects_by_hand() -> None:
     written = table.assign(task="generation")
     assert list(effects(written, _sets(table, LOSSES), 0.25)["outcome"]) == ["generation"]
     assert effects(table[:0], _sets(table, LOSSES), 0.25).empty
+
+
+def test_specificity_of_the_published_ablation() -> None:
+    """160M at step 120000: whole 4 of 6, top removed 3 of 6, random sets 4, 4, 4, 3, 3 of 6."""
+
+    def right(n: int) -> list[int]:
+        return [1] * n + [0] * (6 - n)
+
+    table = _table(right(4), right(3), right(4), enumerate(map(right, (4, 4, 4, 3, 3))))
+    found = effects(table, _sets(table, LOSSES), 0.25)
+    published, controlled, _ = specificities(found)
+    assert published.value == pytest.approx(4 / 6 - 3 / 6 - (4 / 6 - 3.6 / 6))
+    assert (published.verdict, published.p) == ("not coupled", None)
+    assert controlled.value == published.value
+    assert controlled.p == pytest.approx((2 + 1) / (5 + 1))
+    assert controlled.verdict == found["verdict"].iloc[0]
+    assert controlled.subject == "accuracy, 2 heads by bsi, zero"
 
 
 HALF, ONES, NONE = [1, 0] * 6, [1] * 12, [0] * 12

@@ -11,16 +11,22 @@ import pytest
 from scipy.stats import spearmanr, ttest_1samp, ttest_ind
 
 import bindscope as bs
+from bindscope.claims.analysis import answered, statistics_of
+from bindscope.claims.base import as_table
+from bindscope.claims.discriminant_validity import differences
+from bindscope.claims.inputs import Inputs
+from bindscope.claims.late_coupling import halves
+from bindscope.claims.precedence import between_runs
+from bindscope.claims.registry import built_in
+from bindscope.claims.unlockability import exemplar_gains
 from bindscope.cli import main
 from bindscope.errors import StoreError
-from bindscope.stats.analysis import analyse, gate, sentences
-from bindscope.stats.claims import claims, emergence, precedence, thresholds, windows
-from bindscope.stats.contrasts import causal, discriminant, unlockability
 from bindscope.stats.correlate import Undefined
-from bindscope.stats.observations import by_layer, by_term, observations
-from bindscope.stats.result import table as as_table
-from bindscope.stats.runs import across_runs
 from bindscope.store import Store
+from bindscope.tables.gate import gate
+from bindscope.tables.observations import by_layer, by_term, observations
+from bindscope.tables.series import emergence, threshold
+from stores import Given, Invention, analysed
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +72,16 @@ def invented(
     return pd.DataFrame(rows)
 
 
-def _value(frame: pd.DataFrame, quantity: str, reading: str) -> pd.Series:
-    rows = frame[(frame["quantity"] == quantity) & (frame["reading"] == reading)]
+def computed(table: pd.DataFrame) -> pd.DataFrame:
+    """Every claim's statistics of one suite's observations."""
+    inputs = Inputs(Given({"s": table}), "s")
+    frames = [as_table(statistics_of(claim, inputs)).assign(claim=claim.id) for claim in built_in()]
+    return pd.DataFrame([row for frame in frames for row in frame.to_dict("records")])
+
+
+def _value(frame: pd.DataFrame, id: str, reading: str, subject: str | None = None) -> pd.Series:
+    rows = frame[(frame["id"] == id) & (frame["reading"] == reading)]
+    rows = rows if subject is None else rows[rows["subject"] == subject]
     assert len(rows) == 1
     return rows.iloc[0]
 
@@ -90,53 +104,55 @@ def test_every_question_meets_its_own_score(tiny_run: Path, seen: pd.DataFrame) 
 
 
 def test_the_published_statistic_is_scipys_on_all_pairs(seen: pd.DataFrame) -> None:
-    frame = as_table(claims(seen))
-    row = _value(frame, "rho(EB*, accuracy), all checkpoints", "published")
+    frame = computed(seen)
+    row = _value(frame, "c1a.rho.all", "published")
     expected = spearmanr(seen["eb_star"], seen["accuracy"])
     assert (row["value"], row["p"], row["n"]) == (
         pytest.approx(expected.statistic),
         pytest.approx(expected.pvalue),
         660,
     )
-    late = _value(frame, "rho(EB*, accuracy), late half", "published")
+    late = _value(frame, "c4a.rho.late", "published")
     part = seen[seen["t"] >= 6]
     assert late["value"] == pytest.approx(spearmanr(part["eb_star"], part["accuracy"]).statistic)
 
 
 def test_tiny_is_go_as_published_and_nothing_as_controlled(tiny_run: Path) -> None:
     """What the suite was made to show: both series rise over training, and that is all they share."""
-    found = analyse(Store(tiny_run))
+    found = analysed(Store(tiny_run))
     assert found.gate["go"].tolist() == [True]
     frame = found.results[found.results["suite"] == "tiny"]
-    published = _value(frame, "rho(EB*, accuracy), all checkpoints", "published")
-    controlled = _value(frame, "r(EB*, accuracy) within terms and checkpoints", "controlled")
+    published = _value(frame, "c1a.rho.all", "published")
+    controlled = _value(frame, "c1a.repeated", "controlled")
     assert published["value"] > 0.3
     assert published["p"] < 1e-6
     assert controlled["low"] < 0 < controlled["high"]
     assert (controlled["clusters"], controlled["cluster"]) == (11, "term")
     assert set(found.results["claim"]) == {"V", "C1-A", "C1-B", "C2", "C3", "C4-A", "C4-B", "C5", "robustness"}
     assert frame[frame["claim"].isin(["C3", "C5"])]["reason"].notna().all()
-    validity = frame[(frame["claim"] == "V") & frame["quantity"].str.startswith("difference")]
+    validity = frame[(frame["claim"] == "V") & (frame["id"] == "v.difference")]
+    assert set(validity["subject"]) == {"tiny-collocation", "tiny-nonsense"}
+    assert found.problems == ()
     assert set(validity["reading"]) == {"published", "controlled"}
     assert validity["value"].notna().all()
 
 
 def test_coupling_beyond_the_shared_rise_is_found() -> None:
-    apart, together = as_table(claims(invented())), as_table(claims(invented(coupling=1.0)))
-    quantity = "r(EB*, accuracy) within terms and checkpoints"
+    apart, together = computed(invented()), computed(invented(coupling=1.0))
+    quantity = "c1a.repeated"
     assert _value(apart, quantity, "controlled")["p"] > 0.05
     assert _value(together, quantity, "controlled")["low"] > 0.2
-    assert _value(apart, "rho(EB*, accuracy), all checkpoints", "published")["p"] < 1e-10  # the rise alone
+    assert _value(apart, "c1a.rho.all", "published")["p"] < 1e-10  # the rise alone
 
 
 def test_windows_are_the_studys_halves() -> None:
-    parts = windows(invented())
+    parts = halves(invented())
     assert {name: sorted(part["t"].unique()) for name, part in parts.items()} == {
-        "all checkpoints": list(range(8)),
-        "early half": [0, 1, 2, 3],
-        "late half": [4, 5, 6, 7],
+        "early": [0, 1, 2, 3],
+        "late": [4, 5, 6, 7],
     }
-    assert list(windows(invented(checkpoints=3))) == ["all checkpoints"]
+    assert halves(invented(checkpoints=3)) == {}
+    assert _value(computed(invented()), "c1a.rho.all", "published")["n"] == 8 * 12 * 5
 
 
 def test_emergence_by_hand() -> None:
@@ -146,17 +162,18 @@ def test_emergence_by_hand() -> None:
     # halfway of 0 to 0.7 is 0.35: reached at t = 4; accuracy: halfway of 0 to 0.5 is 0.25, reached at t = 5
     ends = dates[["binding_left", "binding_right", "knowing_left", "knowing_right"]].drop_duplicates()
     assert ends.to_numpy().tolist() == [[30.0, 40.0, 40.0, 50.0]]
-    medians = {r.quantity: (r.low, r.high) for r in precedence(table) if r.quantity.startswith("median")}
-    assert list(medians.values()) == [(30.0, 40.0), (40.0, 50.0)]
-    row = next(r for r in precedence(table) if "threshold 0.50" in r.quantity)
-    assert (row.value, row.reason) == (12.0, "12 before, 0 after, 0 cannot be told")
+    frame = computed(table)
+    medians = [_value(frame, "c1b.median_step", "controlled", what) for what in ("binding", "knowing")]
+    assert [(row["low"], row["high"]) for row in medians] == [(30.0, 40.0), (40.0, 50.0)]
+    row = _value(frame, "c1b.order", "controlled", "0.50")
+    assert (row["value"], row["reason"]) == (12.0, "12 before, 0 after, 0 cannot be told")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda t: t[t["t"] == 0], "checkpoints"),
-        (lambda t: t[t["term"] == "term 0"], "groups"),
+        (lambda t: t[t["term"] == "term 0"], "1 group;"),
         (lambda t: t.assign(accuracy=0.5), "constant"),
         (lambda t: t.assign(eb_star=0.5), "constant"),
         (lambda t: t.assign(step=np.nan), "steps of the checkpoints are not known"),
@@ -165,13 +182,14 @@ def test_emergence_by_hand() -> None:
     ids=["one checkpoint", "one term", "constant accuracy", "constant binding", "unknown steps", "nothing"],
 )
 def test_what_the_data_cannot_carry_is_a_row_with_its_reason(change, reason: str) -> None:  # type: ignore[no-untyped-def]
-    frame = as_table(claims(change(invented())))
+    frame = computed(change(invented()))
     assert set(frame["claim"]) >= {"V", "C1-A", "C1-B", "C2", "C3", "C4-B", "C5", "robustness"}
     missing = frame[frame["value"].isna()]
     assert missing["reason"].notna().all()
     assert missing["reason"].str.contains(reason).any()
-    assert sentences(frame)
-    assert all(sentences(frame).values())
+    for claim in built_in():
+        rows = frame[frame["claim"] == claim.id]
+        assert rows.empty or answered(claim, rows).detail
 
 
 def test_gate_by_hand() -> None:
@@ -185,25 +203,29 @@ def test_gate_by_hand() -> None:
     assert gate(table.assign(accuracy=1.0))["reason"]
 
 
+def _runs(tables: dict[str, pd.DataFrame]) -> list[Inputs]:
+    given = Given(tables)
+    return [Inputs(given, name) for name in tables]
+
+
 def test_swap_test_needs_runs() -> None:
-    one = as_table(across_runs({"a": invented()}, {}))
+    one = as_table(between_runs(_runs({"a": invented()})))
     assert "one training run" in one["reason"].iloc[0]
-    five = as_table(across_runs({str(s): invented(seed=s) for s in range(5)}, {}))
+    five = as_table(between_runs(_runs({str(s): invented(seed=s) for s in range(5)})))
     assert five["n"].iloc[0] == 5
     assert five["p"].iloc[0] >= 2**-5
 
 
-def test_spread_over_seeds_has_the_run_as_its_unit() -> None:
-    tables = {str(s): invented(seed=s, coupling=1.0) for s in range(4)}
-    per_run = {name: claims(table) for name, table in tables.items()}
-    frame = as_table(across_runs(tables, per_run))
-    quantity = "r(EB*, accuracy) within terms and checkpoints"
-    values = [r.value for results in per_run.values() for r in results if r.quantity == quantity]
-    found = _value(frame, quantity, "controlled")
+def test_spread_over_seeds_has_the_run_as_its_unit(tmp_path: Path) -> None:
+    found = analysed(Invention(tmp_path / "run", suites=4, steps=6, terms=5).store)
+    rows = found.results[found.results["id"] == "c1a.repeated"]
+    values = rows.loc[rows["suite"] != "all runs", "value"]
+    mean = rows[rows["suite"] == "all runs"].iloc[0]
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found["value"] == pytest.approx(np.mean(values))
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
-    assert (found["n"], found["unit"]) == (4, "training run")
+    assert len(values) == 4
+    assert mean["value"] == pytest.approx(np.mean(values))
+    assert (mean["low"], mean["high"]) == pytest.approx((expected.low, expected.high))
+    assert (mean["n"], mean["unit"]) == (4, "training run")
 
 
 def test_discriminant_validity_that_is_token_count_only() -> None:
@@ -216,8 +238,8 @@ def test_discriminant_validity_that_is_token_count_only() -> None:
         for frame in range(3)
     ]
     table = pd.DataFrame(rows)
-    frame = as_table(discriminant(table))
-    d = frame[frame["quantity"].str.startswith("Cohen")].iloc[0]
+    frame = as_table(differences(table))
+    d = frame[frame["id"] == "v.cohen_d"].iloc[0]
     plain = frame[(frame["reading"] == "published") & frame["p"].notna()].iloc[0]
     strata = frame[frame["reading"] == "controlled"].iloc[0]
     real, control = (table[table["group"] == g]["eb_star"] for g in ("real", "nonsense"))
@@ -226,7 +248,7 @@ def test_discriminant_validity_that_is_token_count_only() -> None:
     assert strata["low"] < 0 < strata["high"]
     assert strata["reason"] == "6 of 12 strata have no match and are left out"
     with pytest.raises(ValueError, match="lacks the columns frame"):
-        discriminant(table.drop(columns="frame"))
+        list(differences(table.drop(columns="frame")))
 
 
 def test_unlockability_by_hand() -> None:
@@ -239,33 +261,15 @@ def test_unlockability_by_hand() -> None:
             "mismatched": [1, 1, 1, 0, 1, 2 / 3],
         }
     )
-    frame = as_table(unlockability(table))
-    assert _value(frame, "gain with an exemplar (pp)", "published")["value"] == pytest.approx(100 * (17 / 18 - 1 / 3))
-    assert _value(frame, "relative gain with an exemplar (%)", "published")["value"] == pytest.approx(183.3, abs=0.05)
-    over = _value(frame, "gain over another term's exemplar (pp)", "controlled")
+    frame = as_table(exemplar_gains(table))
+    assert _value(frame, "c3.gain", "published")["value"] == pytest.approx(100 * (17 / 18 - 1 / 3))
+    assert _value(frame, "c3.relative_gain", "published")["value"] == pytest.approx(183.3, abs=0.05)
+    over = _value(frame, "c3.over_mismatched", "controlled")
     assert over["value"] == pytest.approx(100 / 6)
     assert over["low"] < 0 < over["high"]
-    assert "not measured" in _value(frame, "gain with a paraphrased exemplar (pp)", "controlled")["reason"]
-    none = as_table(unlockability(table.assign(zero=0)))
-    assert "nothing to relate" in _value(none, "relative gain with an exemplar (%)", "published")["reason"]
-
-
-def test_specificity_of_the_published_ablation() -> None:
-    """160M at step 120000: whole 4 of 6, top removed 3 of 6, random sets 4, 4, 4, 3, 3 of 6."""
-
-    def right(n: int) -> list[float]:
-        return [1.0] * n + [0.0] * (6 - n)
-
-    terms = ["a", "b", "c", "a", "b", "c"]
-    random = [right(n) for n in (4, 4, 4, 3, 3)]
-    published, controlled = causal(right(4), right(3), random, terms)
-    assert published.value == pytest.approx(4 / 6 - 3 / 6 - (4 / 6 - 3.6 / 6))
-    assert controlled.value == pytest.approx(published.value)
-    assert controlled.p == pytest.approx((2 + 1) / (5 + 1))
-    assert controlled.reason is not None
-    assert "cannot give p below 0.167" in controlled.reason
-    with pytest.raises(ValueError, match="do not fit"):
-        causal(right(4), right(3), [[1.0]], terms)
+    assert "not measured" in _value(frame, "c3.paraphrased", "controlled")["reason"]
+    none = as_table(exemplar_gains(table.assign(zero=0)))
+    assert "nothing to relate" in _value(none, "c3.relative_gain", "published")["reason"]
 
 
 def test_shards_of_another_protocol_are_named(
@@ -276,7 +280,7 @@ def test_shards_of_another_protocol_are_named(
         (tmp_path / "s.yaml").write_text(json.dumps(experiment | {"bos": bos}))
         bs.run(str(tmp_path / "s.yaml"), tmp_path / "out")
     assert main(["analyse", str(tmp_path / "out")]) == 0
-    assert "8 shards of another study, protocol or schema" in capsys.readouterr().out
+    assert "shards of another experiment, protocol or schema" in capsys.readouterr().out
 
 
 def test_a_term_that_misses_a_checkpoint_is_left_out() -> None:
@@ -304,20 +308,39 @@ def test_rows_twice_are_refused(tiny_run: Path) -> None:
 
 
 def test_thresholds_need_a_rise() -> None:
-    assert thresholds(np.array([[0.0, 1.0], [0.2, 1.2]]), 0.5) == pytest.approx(0.6)
+    assert threshold(np.array([[0.0, 1.0], [0.2, 1.2]]), 0.5) == pytest.approx(0.6)
     with pytest.raises(Undefined, match="never rises"):
-        thresholds(np.array([[1.0, 0.5]]), 0.5)
+        threshold(np.array([[1.0, 0.5]]), 0.5)
 
 
 def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyse", str(tiny_run)]) == 0
     shown = capsys.readouterr().out
-    for part in ("As published:", "Controlled:", "Gate of the study: go", "over runs: one training run", "claims.csv"):
+    for part in (
+        "As published:",
+        "Controlled:",
+        "Gate of the reference study: go",
+        "over runs: one training run",
+        "claims.csv",
+    ):
         assert part in shown
     frame = pd.read_csv(tiny_run / "analysis" / "claims.csv")
-    assert {"suite", "claim", "quantity", "reading", "value", "low", "high", "p", "q", "n", "unit", "method"} <= set(
-        frame
-    )
+    assert {
+        "suite",
+        "claim",
+        "id",
+        "subject",
+        "quantity",
+        "reading",
+        "value",
+        "low",
+        "high",
+        "p",
+        "q",
+        "n",
+        "unit",
+        "method",
+    } <= set(frame)
     adjusted = frame[frame["p"].notna()]
     assert len(adjusted) > 10
     assert (adjusted["q"] >= adjusted["p"] - 1e-12).all()

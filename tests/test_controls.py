@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from bindscope.claims.discriminant_validity import differences
+from bindscope.claims.unlockability import exemplar_gains
 from bindscope.cli import main
 from bindscope.experiment import load
 from bindscope.prompts.audit import by_k, unmatched
@@ -20,11 +22,10 @@ from bindscope.prompts.build import carriers, frames
 from bindscope.prompts.library import control_groups, library
 from bindscope.prompts.spans import encode, find, locate
 from bindscope.records import Term
-from bindscope.stats.behavior import behavior, gains, positions, scoring, variability
-from bindscope.stats.contrasts import discriminant, exemplars
-from bindscope.stats.groups import by_group, carried
-from bindscope.stats.observations import observations, studied
 from bindscope.store import Store
+from bindscope.tables.behavior import behavior, gains, positions, scoring, variability
+from bindscope.tables.groups import by_group, carrier_rows
+from bindscope.tables.observations import observations, own_prompts
 
 REAL = library().select("accessibility")
 GROUPS = [
@@ -113,7 +114,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> tuple[
 def test_controls_change_nothing_about_the_terms(both: tuple[Path, Path]) -> None:
     plain, mixed = (Store(p).read("binding") for p in both)
     assert set(mixed["group"]) == {"real", "reversed-order", "cross-term-swap"}
-    own = studied(mixed).reset_index(drop=True)
+    own = own_prompts(mixed).reset_index(drop=True)
     assert len(own) == len(plain)
     numbers = plain.select_dtypes("number").columns
     pd.testing.assert_frame_equal(own[numbers], plain[numbers], rtol=1e-5, atol=1e-6)
@@ -142,7 +143,7 @@ def test_null_of_carriers_comes_from_carriers(both: tuple[Path, Path]) -> None:
 
 def test_differences_at_equal_k_by_hand(both: tuple[Path, Path]) -> None:
     binding = Store(both[1]).read("binding")
-    cells = carried(binding)
+    cells = carrier_rows(binding)
     last = cells[cells["step"] == 10]
     table = by_group(binding)
     row = table[(table["step"] == 10) & (table["group"] == "reversed-order") & table["difference"].notna()].iloc[0]
@@ -154,8 +155,8 @@ def test_differences_at_equal_k_by_hand(both: tuple[Path, Path]) -> None:
         gaps.append(real.mean() - other.mean())
     assert row["difference"] == pytest.approx(np.average(gaps, weights=weights))
     assert row["eb_star"] == pytest.approx(here[here["group"] == "reversed-order"]["eb_star"].mean())
-    found = {(r.quantity, r.reading): r for r in discriminant(last)}
-    published = found["difference of EB*, real terms against reversed-order", "published"]
+    found = {(r.id, r.subject, r.reading): r for r in differences(last)}
+    published = found["v.difference", "reversed-order", "published"]
     real, other = (last[last["group"] == g]["eb_star"] for g in ("real", "reversed-order"))
     assert published.value == pytest.approx(real.mean() - other.mean())
 
@@ -165,9 +166,9 @@ def test_analysis_carries_validity_and_unlockability(
 ) -> None:
     assert main(["analyse", str(both[1]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    claims = {(r["claim"], r["quantity"]) for r in found["claims"] if r["value"] is not None}
-    assert ("V", "difference of EB*, real terms against cross-term-swap") in claims
-    assert ("C3", "relative gain with an exemplar (%)") in claims or ("C3", "gain with an exemplar (pp)") in claims
+    claims = {(r["claim"], r["id"], r["subject"]) for r in found["claims"] if r["value"] is not None}
+    assert ("V", "v.difference", "cross-term-swap") in claims
+    assert ("C3", "c3.gain", None) in claims
     texts = {r["claim"]: r["text"] for r in found["sentences"]}
     assert "at equal token counts in the same sentences" in texts["V"]
     assert {"behavior", "scores", "positions", "controls", "few_shot"} <= found.keys()
@@ -225,11 +226,11 @@ def test_gains_and_copies_by_hand() -> None:
     ])  # fmt: skip
     table = gains(zero, few).set_index("term")
     assert table.loc["a", ["zero", "exemplar", "paraphrased", "mismatched"]].tolist() == [0.0, 1.0, 0.5, 0.25]
-    found = {(r.quantity, r.reading): r.value for r in exemplars(table.reset_index())}
-    assert found["gain with an exemplar (pp)", "published"] == pytest.approx(50)
-    assert found["relative gain with an exemplar (%)", "published"] == pytest.approx(200)
-    assert found["gain over another term's exemplar (pp)", "controlled"] == pytest.approx(25)
-    assert found["share of matched keywords that stand in the exemplar", "controlled"] == pytest.approx(0.5)
+    found = {(r.id, r.reading): r.value for r in exemplar_gains(table.reset_index())}
+    assert found["c3.gain", "published"] == pytest.approx(50)
+    assert found["c3.relative_gain", "published"] == pytest.approx(200)
+    assert found["c3.over_mismatched", "controlled"] == pytest.approx(25)
+    assert found["c3.copied", "controlled"] == pytest.approx(0.5)
     assert gains(zero, pd.DataFrame()).empty
 
 

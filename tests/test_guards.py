@@ -30,8 +30,9 @@ from bindscope.prompts.jsonl import read_jsonl
 from bindscope.prompts.spans import encode
 from bindscope.quick import look, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
-from bindscope.report.files import write
+from bindscope.report.files import write_report
 from bindscope.store import Store
+from bindscope.tables.run import RunTables
 
 
 def _study(tmp_path: Path, *suites: Path, **changes: object) -> list[str]:
@@ -340,6 +341,6 @@ def test_an_interrupted_run_says_so_on_its_page(tmp_path: Path, suite_folder: Pa
     store = Store(tmp_path / "out")
     run = store.read_run()
     store.write_run(replace(run, units=(run.units[0], replace(run.units[1], status="pending", keys={}))))
-    page = write(store, None)[0].read_text()
+    page = write_report(RunTables(store), None)[0].read_text()
     assert "Incomplete:" in page
     assert "At the last checkpoint" not in page

@@ -42,7 +42,7 @@ from bindscope.errors import (
 )
 from bindscope.prompts.build import carriers
 from bindscope.records import Protocol, Term
-from bindscope.stats.heads import by_head
+from bindscope.tables.heads import by_head
 
 TERMS = ["screen reader", "alt text"]
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"

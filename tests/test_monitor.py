@@ -31,8 +31,8 @@ from bindscope.monitor import Monitor, checksum, watch
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.records import Protocol
-from bindscope.stats.early import early_warnings
 from bindscope.store import Store
+from bindscope.tables.early import early_warnings
 
 #: Said by other packages, of their own code.
 other_warnings = pytest.mark.filterwarnings(

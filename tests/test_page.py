@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from bindscope.report import comparison, files
-from bindscope.stats.analysis import analyse
+from bindscope.report.comparison import write_comparison
+from bindscope.report.files import write_report
 from bindscope.store import Store
-from stores import Invention
+from bindscope.tables.run import RunTables
+from stores import Invention, analysed
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install '.[dev]')")
 pytest.importorskip("axe_playwright_python", reason="axe-core is not installed (pip install '.[dev]')")
@@ -35,7 +36,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 
 def _report(folder: Path, mark: str) -> Path:
     store = Invention(folder, suites=2, steps=6, terms=3, mark=mark).store
-    return files.write(store, analyse(store))[0]
+    return write_report(RunTables(store), analysed(store))[0]
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +131,7 @@ def test_zoomed_to_200_percent_nothing_is_cut_off(visit: Any, plain_page: Path) 
 
 def test_the_comparison_breaks_no_rule(visit: Any, plain_page: Path, tmp_path: Path) -> None:
     other = Invention(tmp_path / "other", suites=2, steps=6, terms=3, seed=1).store
-    compared, _ = comparison.write(other, Store(plain_page.parent, create=False))
+    compared, _ = write_comparison(RunTables(other), RunTables(Store(plain_page.parent, create=False)))
     at = visit(compared, wait=".downloads:not([hidden])")
     at.open_all()
     assert at.violations() == []

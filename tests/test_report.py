@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bindscope.charts.axes import lines
+from bindscope.charts.figure import inline, styled, svg
+from bindscope.charts.text import number
 from bindscope.cli import main
-from bindscope.report.curves import lines
-from bindscope.report.figure import inline, styled, svg
-from bindscope.report.text import number
 from bindscope.stats.resample import cluster_mean
-from bindscope.stats.summary import by_checkpoint, excluded
+from bindscope.tables.summary import by_checkpoint, excluded
 
 HOSTILE = "<script>alert(1)</script><b onload=x>\u202e\u0007&amp;\"'"
 

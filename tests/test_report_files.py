@@ -13,22 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from bindscope import experiment as experiments
+from bindscope.charts.table import Table, latex, markdown
+from bindscope.charts.text import chance, plain, span
+from bindscope.claims.analysis import answered
+from bindscope.claims.decoupling import halves
+from bindscope.claims.registry import built_in
 from bindscope.cli import main
 from bindscope.records import Measurement, Provenance
-from bindscope.report import comparison, files
-from bindscope.report.table import Table, latex, markdown
-from bindscope.report.text import chance, plain, span
-from bindscope.stats.ablation import draws, effects
-from bindscope.stats.analysis import analyse
-from bindscope.stats.answers import answers
-from bindscope.stats.changes import changes
-from bindscope.stats.claims import halves
-from bindscope.stats.heads import by_head
-from bindscope.stats.observations import observations
-from bindscope.stats.tokens import cuts
+from bindscope.report.comparison import write_comparison
+from bindscope.report.files import write_report
 from bindscope.store import Store
+from bindscope.tables.ablation import draws, effects
+from bindscope.tables.changes import changes
+from bindscope.tables.heads import by_head
+from bindscope.tables.observations import observations
+from bindscope.tables.run import RunTables
+from bindscope.tables.tokens import cuts
 from bindscope.terminal.results import head_map
-from stores import Invention
+from stores import Invention, analysed
 
 MARK = " #let x = 1 $a_b$ <lab> \\ @ref [a] *b* `c` | & % ~ ^ { } \u202e\u0007 \u05e9\u05dc \U0001f600"
 
@@ -38,7 +40,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A reported run with every figure, hostile to Markdown, LaTeX and typst in every field."""
     store = Invention(tmp_path_factory.mktemp("report") / "run", suites=2, steps=6, terms=3, mark=MARK).store
     store.write_text("figures/gone.svg", "of an earlier report")
-    files.write(store, analyse(store), with_paper=True)
+    write_report(RunTables(store), analysed(store), with_paper=True)
     return store
 
 
@@ -68,7 +70,14 @@ def test_the_paper_is_a_tagged_pdf_of_its_texts(reported: Store) -> None:
 
 
 def test_markdown_and_latex_hold_any_text() -> None:
-    table = Table("t", "", "A_b", "50% & more", ["Name", "Value"], [["a|b*c_d<e>", "\u22120.5"]], pd.DataFrame())
+    table = Table(
+        name="t",
+        title="A_b",
+        note="50% & more",
+        head=["Name", "Value"],
+        rows=[["a|b*c_d<e>", "\u22120.5"]],
+        data=pd.DataFrame(),
+    )
     assert "| a\\|b\\*c\\_d&lt;e&gt; | \u22120.5 |" in markdown(table)
     text = latex(table)
     assert r"\caption{A\_b. 50\% \& more}" in text
@@ -89,7 +98,7 @@ def test_the_study_file_of_a_report_asks_the_same(tiny_run: Path) -> None:
 
 def test_one_checkpoint_without_more_draws_no_empty_chart(tmp_path: Path) -> None:
     store = Invention(tmp_path / "one", steps=1, terms=3).store
-    page = files.write(store, analyse(store))[0].read_text(encoding="utf-8")
+    page = write_report(RunTables(store), analysed(store))[0].read_text(encoding="utf-8")
     figures = {path.stem for path in (tmp_path / "one" / "figures").glob("*.svg")}
     assert figures.isdisjoint(
         {"emergence-log", "runs", "spread", "layers", "decoupling", "early-late", "onset-1", "leads"}
@@ -103,7 +112,7 @@ def test_one_checkpoint_without_more_draws_no_empty_chart(tmp_path: Path) -> Non
 def test_a_large_run_stays_below_five_megabytes(tmp_path: Path) -> None:
     """Three models of 32 x 32 heads, 8 checkpoints, 41 terms, 451 prompts and as many carriers."""
     store = Invention(tmp_path / "large", suites=3, steps=8, terms=41, layers=32, heads=32, sets=199).store
-    page = files.write(store, analyse(store))[0]
+    page = write_report(RunTables(store), analysed(store))[0]
     assert page.stat().st_size < 5_000_000
 
 
@@ -111,12 +120,12 @@ def test_stored_heads_and_tokens_summed_by_hand(tmp_path: Path) -> None:
     store = Invention(tmp_path / "run", steps=1, terms=3).store
     binding = store.read("binding")
     own = binding[binding["task"] != "carrier"]
-    table = by_head(binding, store.read("heads"))
+    table = by_head(binding, store.read("previous_token"))
     mean = np.mean(np.stack(own["bsi"].to_list()), 0)
     np.testing.assert_allclose(table["bsi"], mean)
     np.testing.assert_allclose(table["excess"], mean / 2)  # the invented null of a head is half of its BSI
     assert table.loc[table["rank"] == 1, "bsi"].item() == mean.max()
-    assert by_head(binding.drop(columns="null_bsi"), store.read("heads"))["excess"].isna().all()
+    assert by_head(binding.drop(columns="null_bsi"), store.read("previous_token"))["excess"].isna().all()
     (first, *_), n = cuts(binding).to_dict("records"), len(own) // 3
     assert (first["term"], first["prompts"], first["forms"]) == ("term 0", n, 1)
     assert list(first["tokens"]) == list(own[own["term"] == "term 0"]["span_strings"].iloc[0])
@@ -124,7 +133,7 @@ def test_stored_heads_and_tokens_summed_by_hand(tmp_path: Path) -> None:
 
 def test_what_is_drawn_is_what_the_claims_count(tmp_path: Path) -> None:
     store = Invention(tmp_path / "run", steps=6, terms=5).store
-    found = analyse(store)
+    found = analysed(store)
     drops = draws(store.read("ablation"))
     edits = effects(store.read("ablation"), store.read("ablation_sets"), 0.25)
     for row in edits.to_dict("records"):
@@ -141,15 +150,15 @@ def test_what_is_drawn_is_what_the_claims_count(tmp_path: Path) -> None:
 
 def test_answers_say_what_both_readings_carry(tmp_path: Path) -> None:
     store = Invention(tmp_path / "run", steps=6, terms=5).store
-    found = analyse(store)
+    found = analysed(store)
 
     def state(claim: str, **changes: object) -> str:
         rows = found.results.copy()
         for key, value in changes.items():
             reading, column = key.split("_")
             rows.loc[(rows["claim"] == claim) & (rows["reading"] == reading), column] = value
-        (answer,) = (a for a in answers(rows, found.sentences) if a.claim == claim and a.suite == "model-0")
-        return answer.state
+        own = rows[(rows["claim"] == claim) & (rows["suite"] == "model-0")]
+        return answered(next(each for each in built_in() if each.id == claim), own).state
 
     sure = {"controlled_value": 0.5, "controlled_low": 0.2, "controlled_p": 0.01}
     weak = {"controlled_value": 0.1, "controlled_low": -0.2, "controlled_p": 0.4}
@@ -169,7 +178,7 @@ def _pair(tmp_path: Path) -> tuple[Store, Store]:
 
 def test_two_runs_differ_by_the_paired_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = _pair(tmp_path)
-    found = changes(first, second)
+    found = changes(RunTables(first), RunTables(second))
     assert set(found.checkpoints["quantity"]) == {"EB*", "excess", "accuracy", "margin", "generation"}
     a, b = (
         s.read("binding").query("task != 'carrier' and step == 1000").set_index("prompt")["eb_star"]
@@ -189,7 +198,7 @@ def test_two_runs_differ_by_the_paired_difference(tmp_path: Path, capsys: pytest
 def test_what_two_runs_do_not_share_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = Invention(tmp_path / "a", steps=2, terms=3).store
     other = Invention(tmp_path / "c", steps=3, terms=4, suites=2).store
-    _, found = comparison.write(first, other)
+    _, found = write_comparison(RunTables(first), RunTables(other))
     text = " ".join(found.notes)
     assert "step2000" in text
     assert "11 prompts are in the second run only" in text
@@ -207,7 +216,7 @@ def test_a_prompt_of_another_text_is_not_compared(tmp_path: Path) -> None:
         columns["tokens"][0] = [*columns["tokens"][0][:-1], " other"]
         about = Provenance(**second.provenance(unit.checkpoint, "binding", key))
         second.write(unit.checkpoint, key, Measurement("binding", columns), about)
-    found = changes(first, second)
+    found = changes(RunTables(first), RunTables(second))
     assert "1 prompts have one name and two texts" in " ".join(found.notes)
     assert set(found.checkpoints.query("quantity == 'EB*'")["n"]) == {32}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +15,6 @@ from bindscope.stats.compare import (
     paired_difference,
     permutation_p,
     stratified_difference,
-    tost_paired,
     welch,
     wilson,
 )
@@ -67,22 +64,6 @@ def test_binomial_by_hand() -> None:
         wilson(3, 2)
     with pytest.raises(ValueError, match=r"k=1.5"):
         wilson(1.5, 2)  # type: ignore[arg-type]
-
-
-def test_tost_is_statsmodels() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from statsmodels.stats.weightstats import ttost_paired
-    x, y = np.array(SLEEP_1), np.array(SLEEP_2)
-    for bound in (1.0, 2.0, 3.0):
-        p, lower, upper = ttost_paired(x, y, -bound, bound)
-        found = tost_paired(x, y, bound)
-        assert (found.p, found.p_lower, found.p_upper) == pytest.approx((p, lower[1], upper[1]))
-        assert (found.p < 0.05) == (-bound < found.low and found.high < bound)
-    with pytest.raises(Undefined, match="difference is constant"):
-        tost_paired([1, 2, 3], [2, 3, 4], 1)
-    with pytest.raises(ValueError, match="bound is 0"):
-        tost_paired(x, y, 0)
 
 
 def test_benjamini_and_hochbergs_example() -> None:

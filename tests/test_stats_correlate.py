@@ -252,7 +252,7 @@ def test_errors_name_the_series_and_what_was_seen() -> None:
         spearman([1, 2], [1, 2])
     with pytest.raises(Undefined, match=r"y is constant \(0.25 in all 4 values\)"):
         spearman([1, 2, 3, 4], [0.25] * 4)
-    with pytest.raises(Undefined, match="clusters has 1 groups"):
+    with pytest.raises(Undefined, match="clusters has 1 group;"):
         clustered_spearman([1, 2, 3], [3, 1, 2], ["a"] * 3)
     with pytest.raises(ValueError, match="one label a value"):
         groups("clusters", ["a"], 3)

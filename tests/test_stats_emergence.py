@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bindscope.stats.emergence import crossings, first_crossing, paired_emergence, turnbull
+from bindscope.stats.emergence import crossings, paired_emergence, turnbull
 
 INF = float("inf")
 Intervals = tuple[np.ndarray, np.ndarray]
 
 
-def test_first_crossing() -> None:
+def first_crossing(steps: Any, values: Any, threshold: float) -> tuple[float, float]:
+    left, right = crossings(steps, values, [threshold])
+    return float(left[0]), float(right[0])
+
+
+def test_crossings_of_one_series() -> None:
     steps = [10, 20, 40, 80]
     assert first_crossing(steps, [0, 0.2, 0.5, 0.9], 0.5) == (20, 40)
     assert first_crossing(steps, [0, 0.6, 0.1, 0.9], 0.5) == (10, 20)  # the first, though it falls again
@@ -32,7 +38,9 @@ def test_crossings_of_many_series_at_many_thresholds() -> None:
     assert left.shape == right.shape == (3, 7)
     for k, cut in enumerate(cuts):
         for term in range(7):
-            assert (left[k, term], right[k, term]) == first_crossing(steps, values[term], cut)
+            at = next((t for t, value in enumerate(values[term]) if value >= cut), len(steps))
+            edges = [-INF, *steps, INF]
+            assert (left[k, term], right[k, term]) == (edges[at], edges[at + 1])
     assert (np.diff(right, axis=0) >= 0).all()  # a higher threshold is never reached sooner
 
 
@@ -45,8 +53,6 @@ def test_crossing_errors() -> None:
         first_crossing([0, 5], [1, 2, 3], 1)
     with pytest.raises(ValueError, match="1 values or thresholds are not finite"):
         first_crossing([0, 5], [1, np.nan], 1)
-    with pytest.raises(ValueError, match="one dimension"):
-        first_crossing([0, 5], [[1, 2]], 1)
 
 
 def test_turnbull_by_hand() -> None:

@@ -37,7 +37,7 @@ def test_icc_is_not_clamped_and_says_when_it_has_no_value() -> None:
         icc([1, 2, 3], [0, 1, 2])
     with pytest.raises(Undefined, match="values is constant"):
         icc([1, 1, 1], [0, 1, 1])
-    with pytest.raises(Undefined, match="group has 1 groups"):
+    with pytest.raises(Undefined, match="group has 1 group;"):
         icc([1, 2, 3], [0, 0, 0])
 
 

@@ -143,11 +143,11 @@ def test_a_failed_write_leaves_the_old_shard(store: Store) -> None:
     assert not [p for p in path.parent.iterdir() if p.name.endswith(".tmp")]
 
 
-def test_strangers_are_counted(store: Store) -> None:
+def test_unused_shards_are_counted(store: Store) -> None:
     store.write(REF, _key(), RESULT, PROVENANCE)
     store.write(REF, _key(dtype="bfloat16"), RESULT, PROVENANCE)
     store.write_run(RunFile({}, (Unit(REF, "done", {"binding": _key()}),)))
-    assert store.strangers() == 1
+    assert store.unused() == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

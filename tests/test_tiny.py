@@ -20,10 +20,10 @@ from bindscope.cli import main
 from bindscope.measures.checkpoint import measure
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
-from bindscope.stats.groups import by_group
-from bindscope.stats.observations import studied
-from bindscope.stats.summary import by_checkpoint
 from bindscope.store import Store
+from bindscope.tables.groups import by_group
+from bindscope.tables.observations import own_prompts
+from bindscope.tables.summary import by_checkpoint
 
 SUITES = ("tiny", "tiny-seed-21")
 FOLDER = Path(suite("tiny").checkpoints[0].repo).parents[1]
@@ -82,7 +82,7 @@ def test_model_card_gives_the_accuracy_that_is_measured(whole: dict[str, pd.Data
     right = whole["recognition"]["correct_per_token"]
     assert len(right) == 860
     assert float(listed) == pytest.approx(right.mean(), abs=0.0012)  # a prompt may turn on the last digit of a sum
-    assert float(star) == pytest.approx(studied(whole["binding"])["eb_star"].mean(), abs=6e-4)
+    assert float(star) == pytest.approx(own_prompts(whole["binding"])["eb_star"].mean(), abs=6e-4)
 
 
 def test_model_card_gives_the_binding_of_the_groups(whole: dict[str, pd.DataFrame]) -> None:

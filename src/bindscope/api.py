@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from bindscope.charts.figure import Figure
     from bindscope.checkpoints.load import Loaded
+    from bindscope.claims.analysis import Analysis
+    from bindscope.claims.base import Claim
     from bindscope.experiment import Experiment
     from bindscope.measures.base import Measure
     from bindscope.quick import TermResult
-    from bindscope.report.figure import Figure
-    from bindscope.stats.analysis import Analysis
     from bindscope.store import Store
 
 #: A term set, a term, the path of a YAML file of terms, a `Term`; or several of these.
@@ -109,7 +110,7 @@ class Measured:
         It draws itself in a notebook; `.chart` is the Altair chart, `.text` says what there is to see. Raises
         PromptError where no term has a value.
         """
-        from bindscope.report.maps import head_map
+        from bindscope.charts.head_map import head_map
 
         table = self.heads
         if table.empty:
@@ -289,35 +290,49 @@ def read(folder: str | Path) -> Store:
     return Store(folder, create=False)
 
 
-def analyse(results: Store | str | Path) -> Analysis:
-    """Every claim of the study (Tran 2026) on a run, as published and as controlled, with intervals and n.
+def analyse(results: Store | str | Path, claims: Iterable[Claim] = ()) -> Analysis:
+    """Every claim of the reference study (Tran 2026) on a run, as published and as controlled, with intervals and n.
 
-    `.results` has a row per statistic, `.sentences` a sentence per claim; `.tables()` are all. results: what `run` or
-    `read` returns, or the folder. Raises StoreError where there is nothing to analyse.
+    `.results` has a row per statistic, `.sentences` an answer per claim; `.tables()` are all.
+
+    results: what `run` or `read` returns, or the folder.
+    claims: claims of one's own, asked beside the others (docs/your-claim.md).
+
+    Raises StoreError where there is nothing to analyse. A claim that cannot be computed is named in `.problems`.
 
     >>> found = bs.analyse(folder)
-    >>> found.results.query("claim == 'C1-A' and reading == 'published'")[["quantity", "n"]]
-                                  quantity   n
-    2  rho(EB*, accuracy), all checkpoints  30
+    >>> found.results.query("claim == 'C1-A' and reading == 'published'")[["id", "n"]]
+                id   n
+    2  c1a.rho.all  30
     """
-    from bindscope.stats.analysis import analyse as compute
+    from bindscope.claims.analysis import analyse as compute
+    from bindscope.tables.run import RunTables
 
-    return compute(_store(results))
+    return compute(RunTables(_store(results)), claims)
 
 
-def figures(results: Store | str | Path) -> dict[str, Figure]:
+def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[str, Figure]:
     """Every figure that a run carries, by name. One draws itself in a notebook; `.chart` is the Altair chart, `.data`
-    the numbers in it, `.text` says what there is to see. Raises StoreError where the results cannot be read.
+    the numbers in it, `.text` says what there is to see.
+
+    results, claims: as for `analyse`.
+
+    Raises StoreError where the results cannot be read. Warns of a claim's figure that cannot be drawn.
 
     >>> list(bs.figures(folder))[:3]
     ['emergence-log', 'emergence-linear', 'heads']
     """
+    from bindscope.claims.analysis import analyse as compute
+    from bindscope.claims.inputs import Findings
     from bindscope.report.figures import figures as drawn
-    from bindscope.report.material import gather
+    from bindscope.tables.run import RunTables
 
-    store = _store(results)
-    known = None if store.read("recognition").empty else analyse(store)
-    return {figure.name: figure for figure in drawn(gather(store, known))}
+    tables = RunTables(_store(results))
+    analysis = compute(tables, claims) if tables.has_questions else None
+    found, problems = drawn(Findings(tables) if analysis is None else analysis.findings, analysis)
+    for problem in (*(() if analysis is None else analysis.problems), *problems):
+        warnings.warn(problem, stacklevel=2)
+    return {figure.name: figure for figure in found}
 
 
 class _Log:

@@ -20,8 +20,9 @@ from bindscope.errors import BindscopeError, RequestError
 from bindscope.records import Bos, Dtype
 
 if TYPE_CHECKING:
-    from bindscope.stats.analysis import Analysis
+    from bindscope.claims.analysis import Analysis
     from bindscope.store import Store
+    from bindscope.tables.run import RunTables
 
 app = typer.Typer(
     name="bindscope",
@@ -73,10 +74,11 @@ def run(
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     from bindscope.execute.request import prepare
     from bindscope.execute.sweep import Options
+    from bindscope.report.files import write_report
+    from bindscope.tables.run import RunTables
 
     request = prepare(wanted)  # what is wrong with the experiment is found before anything is made or loaded
     store = _store(out)
-    from bindscope.report.files import write
 
     options = Options(accept_flags, evict)
     with store.lock():
@@ -91,8 +93,8 @@ def run(
                 result = cluster.run(request, store, progress, options, ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        answers, found = _answers(store)
-        outcome(store, result, write(store, found)[0], answers)
+        tables = RunTables(store)
+        outcome(tables, result, write_report(tables, _analysed(tables))[0])
     return 1 if result.errors else 0
 
 
@@ -111,10 +113,11 @@ def measure(
 ) -> None:
     """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
     from bindscope.checkpoints.suites import one
+    from bindscope.experiment import beside
     from bindscope.measures.registry import chosen
     from bindscope.quick import measure_terms, plain, resolve
 
-    wanted, further = resolve(terms), list(chosen(measures or (), folder=Path.cwd())[0].values())
+    wanted, further = resolve(terms), list(chosen([beside(Path(), name) for name in measures or ()])[0].values())
     ref, suite = one(model, revision)
     from bindscope.checkpoints.load import load
     from bindscope.terminal.results import looks, waiting
@@ -250,17 +253,16 @@ def analyse(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
-    from bindscope.stats.analysis import analyse as compute
-    from bindscope.stats.analysis import write
-    from bindscope.terminal.results import analysis
+    from bindscope.claims import analysis as claims
+    from bindscope.tables.run import RunTables
+    from bindscope.terminal.results import show_analysis
 
-    store = _store(folder, create=False)
-    found = compute(store)
-    files = write(found, store)
+    analysis = claims.analyse(RunTables(_store(folder, create=False)))
+    files = claims.write_tables(analysis)
     if as_json:
-        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in found.tables().items()}, indent=1))
+        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in analysis.tables().items()}, indent=1))
     else:
-        analysis(found, files)
+        show_analysis(analysis, files)
 
 
 @app.command()
@@ -270,18 +272,19 @@ def report(
     paper: Annotated[bool, typer.Option("--pdf", help="Typeset paper.pdf too.")] = False,
 ) -> None:
     """Write report.html, figures/ and tables/ again from stored results, or compare two folders; no model is needed."""
-    from bindscope.report.files import write
+    from bindscope.report.files import write_report
+    from bindscope.tables.run import RunTables
 
-    store = _store(folder, create=False)
+    tables = RunTables(_store(folder, create=False))
     if other is not None:
-        from bindscope.report import comparison
+        from bindscope.report.comparison import write_comparison
         from bindscope.terminal.results import compared
 
         if paper:
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
-        compared(*comparison.write(store, _store(other, create=False)))
+        compared(*write_comparison(tables, RunTables(_store(other, create=False))))
         return
-    for path in write(store, _answers(store)[1], paper):
+    for path in write_report(tables, _analysed(tables), paper):
         print(path)
 
 
@@ -333,14 +336,14 @@ def doctor() -> int:
     return 1 if findings(examine()) else 0
 
 
-def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
-    """The folder with every claim's tables, and the analysis; nothing for a run that asks no recognition questions."""
-    from bindscope.stats.analysis import analyse, write
+def _analysed(tables: RunTables) -> Analysis | None:
+    """The analysis of a run that asks questions, its tables written, and the claims that are left out named."""
+    from bindscope.claims.analysis import write_analysis
 
-    if store.read("recognition").empty:
-        return None, None
-    found = analyse(store)
-    return Path(write(found, store)[0]).parent, found
+    analysis = write_analysis(tables)
+    for problem in analysis.problems if analysis else ():
+        _complain(problem)
+    return analysis
 
 
 def _store(folder: Path, create: bool = True) -> Store:

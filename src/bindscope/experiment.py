@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bindscope.errors import RequestError, UnknownName
 from bindscope.prompts.build import build, carriers, check_unique, few_shot
@@ -18,6 +18,8 @@ from bindscope.prompts.library import Library, control_groups, library, read
 from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
 from bindscope.yamlfile import Source
 
+#: module:name, with the module's folder in front where it lies beside the experiment's file.
+_OBJECT = re.compile(r"(?:.*/)?[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
 #: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
 _PUBLISHED: dict[str, Any] = {
@@ -108,7 +110,8 @@ class Experiment(BaseModel):
     remote_code: repositories whose Python code may be run, in words: `I have read the code of ORG/NAME and trust it`.
     protocol: "controlled" rotates the options of a question; "published" asks each question once, with the answer in
     the place that the file gives it. format, order: override the protocol's. ablation: which heads are taken out, how,
-    and against how many random sets. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
+    and against how many random sets. claims: claims of one's own, as module:name; the module may lie beside the study
+    file. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -128,8 +131,14 @@ class Experiment(BaseModel):
     bos: Bos | None = None
     dtype: Dtype = "auto"
     remote_code: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
-    _folder: Path | None = PrivateAttr(default=None)
+    @field_validator("claims")
+    @classmethod
+    def _module_and_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := next((text for text in value if not _OBJECT.fullmatch(text)), None):
+            raise ValueError(f"a claim is named module:name, such as mine:CLAIM, got {odd!r}")
+        return value
 
     @field_validator("bos", mode="before")
     @classmethod
@@ -148,7 +157,7 @@ class Experiment(BaseModel):
         """Repositories whose Python code may be run."""
         return {match[1] for text in self.remote_code if (match := _TRUST.fullmatch(text))}
 
-    @field_validator("suites", "terms", "measures", "controls", "remote_code", mode="before")
+    @field_validator("suites", "terms", "measures", "controls", "remote_code", "claims", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -192,11 +201,6 @@ class Experiment(BaseModel):
             else:
                 out[name] = _select((name,), libraries)
         return out
-
-    @property
-    def folder(self) -> Path | None:
-        """Where its YAML file lies; None for one that came from elsewhere."""
-        return self._folder
 
     def build_prompts(self) -> tuple[Prompt, ...]:
         """Its prompts, from terms or from its file.
@@ -336,7 +340,24 @@ def _beside(experiment: Experiment, base: Path) -> Experiment:
         for found in (experiment.terms, experiment.controls)
     )
     prompts = None if experiment.prompts is None else base / experiment.prompts
-    placed = {"suites": suites, "terms": terms, "controls": controls, "prompts": prompts}
-    found = experiment.model_copy(update={name: placed[name] for name in placed if name in experiment.model_fields_set})
-    found._folder = base
-    return found
+    claims, measures = (
+        tuple(beside(base, name) for name in named) for named in (experiment.claims, experiment.measures)
+    )
+    placed = {
+        "suites": suites,
+        "terms": terms,
+        "controls": controls,
+        "prompts": prompts,
+        "claims": claims,
+        "measures": measures,
+    }
+    return experiment.model_copy(update={name: placed[name] for name in placed if name in experiment.model_fields_set})
+
+
+def beside(base: Path, spec: str) -> str:
+    """module:name, with the folder in front where the module is a file or package in it."""
+    if ":" not in spec or "/" in spec:
+        return spec
+    first = spec.partition(":")[0].partition(".")[0]
+    here = any((base / name).exists() for name in (f"{first}.py", f"{first}/__init__.py"))
+    return f"{base.resolve()}/{spec}" if here else spec

@@ -29,9 +29,9 @@ from bindscope.experiment import Experiment
 from bindscope.measures import registry
 from bindscope.measures.base import Measure
 from bindscope.records import Bos, Format, Identity, digest
-from bindscope.stats.early import WINDOW, early_warnings
-from bindscope.stats.summary import by_checkpoint
 from bindscope.store import RunFile, Store, Unit
+from bindscope.tables.early import WINDOW, early_warnings
+from bindscope.tables.summary import by_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments

@@ -71,7 +71,7 @@ def prepare(experiment: Experiment, measures: Iterable[Measure] = ()) -> Request
 
     Raises RequestError for what cannot be run: no prompts, unknown names, two suites or measures of one name.
     """
-    found, notes = registry.chosen(experiment.measures, measures, experiment.folder)
+    found, notes = registry.chosen(experiment.measures, measures)
     prompts = experiment.build_prompts()
     chosen: dict[str, Suite] = {}
     for suite in (suite for asked in experiment.suites for suite in suites(asked)):

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from bindscope import measures as package
 from bindscope.errors import BindscopeError, RequestError, UnknownName
@@ -65,14 +64,11 @@ def names() -> list[str]:
     return [*groups, *(name for name in known if name not in groups)]
 
 
-def chosen(
-    asked: Sequence[str], more: Iterable[Measure] = (), folder: Path | None = None
-) -> tuple[dict[str, Measure], list[str]]:
+def chosen(asked: Sequence[str], more: Iterable[Measure] = ()) -> tuple[dict[str, Measure], list[str]]:
     """The measures of an experiment, by name, and a line for each that cannot be used.
 
-    asked: groups, measures by name, and `module:measure`; those that a measure implies come with it
+    asked: groups, measures by name, and `module:measure` (see `load`); those that a measure implies come with it
     more: measures that a caller hands over
-    folder: where modules are looked for first, beside the installed ones
     Raises UnknownName for a name that nobody defines, RequestError where two measures have one name.
     """
     outside, faults = installed()
@@ -84,7 +80,7 @@ def chosen(
     found: dict[str, Measure] = {}
     for name in asked:
         if ":" in name:
-            _add(found, load(name, folder), known)
+            _add(found, load(name), known)
             continue
         members = [m for m in known.values() if name in (m.name, m.group)]
         if not members:
@@ -96,9 +92,13 @@ def chosen(
     return found | {name: known[name] for name in implied if name not in found}, faults
 
 
-def load(name: str, folder: Path | None = None) -> Measure:
-    """The measure that `module:measure` names. Raises RequestError where there is none."""
-    module, _, attribute = name.partition(":")
+def load(name: str) -> Measure:
+    """The measure that `module:measure` names; `folder/module:measure` where its file lies in a folder.
+
+    Raises RequestError where there is none.
+    """
+    folder, _, spec = name.rpartition("/")
+    module, _, attribute = spec.partition(":")
     try:
         with _importable(folder):
             found = getattr(importlib.import_module(module), attribute)
@@ -109,16 +109,17 @@ def load(name: str, folder: Path | None = None) -> Measure:
 
 
 @contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """Within this block modules of the folder can be imported."""
-    if folder is None:
+def _importable(folder: str) -> Iterator[None]:
+    """Within this block modules of the folder can be imported; of none where it is empty."""
+    if not folder:
         yield
         return
-    sys.path.insert(0, str(folder.resolve()))
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(folder)
 
 
 def checked(value: object, what: str) -> Measure:

@@ -8,43 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import pandas as pd
 from markupsafe import Markup
 
-from bindscope.report.curves import threshold_rule
+from bindscope.charts.axes import threshold_rule
+from bindscope.charts.figure import COLOR, Figure, inline, styled, svg
+from bindscope.charts.table import Table
+from bindscope.charts.text import chance, count, line, number, span
+from bindscope.claims.analysis import analyse
+from bindscope.report.content import word_of
 from bindscope.report.explorer import packed
 from bindscope.report.facts import how
-from bindscope.report.figure import COLOR, Figure, inline, styled, svg
 from bindscope.report.html import numbers_of, render
-from bindscope.report.table import Table
-from bindscope.report.text import chance, count, line, number, span
-from bindscope.stats.changes import Changes, changes
 from bindscope.store import Store
+from bindscope.tables.changes import Changes, changes
+from bindscope.tables.run import RunTables
 
-_QUANTITIES = ["EB*", "excess", "accuracy", "margin", "generation"]
 
-
-def write(first: Store, second: Store) -> tuple[Path, Changes]:
+def write_comparison(first: RunTables, second: RunTables) -> tuple[Path, Changes]:
     """Write compared.html into the first folder. Raises RequestError where the two share nothing."""
     found = changes(first, second)
-    found = replace(found, notes=(*_made(first, second), *found.notes))
-    figure, listed = _figure(found), [_checkpoints(found), _terms(found)]
+    found = replace(found, notes=(*_made(first.store, second.store), *found.notes))
+    figure, listed = _figure(found), [*_claims(first, second), _checkpoints(found), _terms(found)]
     document = svg(figure.chart)
     csv = {table.name: table.data.to_csv(index=False) for table in listed}
     csv[figure.name] = figure.data.to_csv(index=False)
     page = render(
         "compared.html.j2",
-        first=str(first.root),
-        second=str(second.root),
-        names=[r.experiment["name"] for r in (first.read_run(), second.read_run())],
+        first=str(first.store.root),
+        second=str(second.store.root),
+        names=[run.run.experiment["name"] for run in (first, second)],
         notes=found.notes,
         figure=figure,
         drawing=lambda f: Markup(inline(document, f.name)),
         numbers=numbers_of,
         tables=listed,
         data=packed({"csv": csv, "explorer": {}}),
-        said=_said(found),
+        said=_in_words(found),
     )
-    return first.write_text("compared.html", page), found
+    return first.store.write_text("compared.html", page), found
 
 
 def _made(first: Store, second: Store) -> Iterator[str]:
@@ -55,15 +57,15 @@ def _made(first: Store, second: Store) -> Iterator[str]:
     for key in shared:
         a, b = sides[0][key], sides[1][key]
         ways = how(a), how(b)
-        told = [
+        differences = [
             f"{name}: {ways[0][name]} (first run), {ways[1][name]} (second run)"
             for name in ways[0]
             if ways[0][name] != ways[1][name]
         ]
         if a["identity"]["fingerprint"] != b["identity"]["fingerprint"]:
-            told.append(f"Weights: {key[0]} at {key[1]} has other files in the second run (fingerprints differ)")
-        yield from (text for text in told if text not in seen)
-        seen.update(told)
+            differences.append(f"Weights: {key[0]} at {key[1]} has other files in the second run (fingerprints differ)")
+        yield from (text for text in differences if text not in seen)
+        seen.update(differences)
 
 
 def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
@@ -74,7 +76,7 @@ def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def _said(found: Changes) -> list[str]:
+def _in_words(found: Changes) -> list[str]:
     """In words, at the last shared checkpoint of each suite."""
     out = []
     for suite, part in found.checkpoints.groupby("suite", sort=False):
@@ -90,7 +92,7 @@ def _said(found: Changes) -> list[str]:
 def _figure(found: Changes) -> Figure:
     panels = []
     table = found.checkpoints
-    for quantity in (q for q in _QUANTITIES if q in set(table["quantity"])):
+    for quantity in dict.fromkeys(table["quantity"]):
         part = table[table["quantity"] == quantity].assign(
             at=lambda t: [line(f"{r['suite']}, {r['revision']}") for r in t.to_dict("records")]
         )
@@ -108,15 +110,49 @@ def _figure(found: Changes) -> Figure:
             alt.layer(threshold_rule(0), bars, dots).properties(width=420, height=alt.Step(22), title=quantity)
         )
     clear = int(((table["low"].astype(float) > 0) | (table["high"].astype(float) < 0)).sum())
-    text = f"{count(len(table), 'difference')}; the 95% interval of {clear} leaves out zero. " + " ".join(_said(found))
+    text = f"{count(len(table), 'difference')}; the 95% interval of {clear} leaves out zero. " + " ".join(
+        _in_words(found)
+    )
     return Figure(
-        "changes",
-        "",
-        "Differences at every shared checkpoint",
-        styled(alt.vconcat(*panels)),
-        text,
-        table,
-        "Paired by prompt; lines are 95% intervals (jackknife over terms).",
+        name="changes",
+        title="Differences at every shared checkpoint",
+        chart=styled(alt.vconcat(*panels)),
+        text=text,
+        data=table,
+        note="Paired by prompt; lines are 95% intervals (jackknife over terms).",
+    )
+
+
+def _claims(first: RunTables, second: RunTables) -> Iterator[Table]:
+    """What each claim comes to in both runs; nothing where one of them asked no questions."""
+    if not (first.has_questions and second.has_questions):
+        return
+    analyses = [analyse(run) for run in (first, second)]
+    answers = [
+        {(row["suite"], row["claim"]): row for row in analysis.sentences.to_dict("records")} for analysis in analyses
+    ]
+    questions = {claim.id: line(claim.question) for analysis in analyses for claim in analysis.claims}
+    both = [key for key in answers[0] if key in answers[1]]
+    rows = [
+        [line(str(suite)), f"{claim}: {questions[claim]}", *(word_of(each[suite, claim]["state"]) for each in answers)]
+        for suite, claim in both
+    ]
+    yield Table(
+        name="change-claims",
+        title="Claims in both runs",
+        note="What each claim comes to: whether it holds as published, and when controlled. A different state is no "
+        "test of a difference; the tables below have those.",
+        head=["Suite", "Claim", "First", "Second"],
+        rows=rows,
+        data=pd.DataFrame(
+            [
+                {"suite": suite, "claim": claim, "first": a["state"], "second": b["state"]}
+                for (suite, claim) in both
+                for a, b in [(answers[0][suite, claim], answers[1][suite, claim])]
+            ],
+            columns=["suite", "claim", "first", "second"],
+        ),
+        keys=2,
     )
 
 
@@ -136,14 +172,13 @@ def _checkpoints(found: Changes) -> Table:
         for r in found.checkpoints.to_dict("records")
     ]
     return Table(
-        "change",
-        "",
-        "By checkpoint",
-        "Means over the prompts that both runs have; difference: first less second.",
-        ["Suite", "Checkpoint", "Quantity", "First", "Second", "Difference", "p", "Pairs / terms", "Remark"],
-        rows,
-        found.checkpoints,
-        3,
+        name="change",
+        title="By checkpoint",
+        note="Means over the prompts that both runs have; difference: first less second.",
+        head=["Suite", "Checkpoint", "Quantity", "First", "Second", "Difference", "p", "Pairs / terms", "Remark"],
+        rows=rows,
+        data=found.checkpoints,
+        keys=3,
     )
 
 
@@ -164,13 +199,12 @@ def _terms(found: Changes) -> Table:
         for r in table.loc[order].to_dict("records")
     ]
     return Table(
-        "change-terms",
-        "",
-        "By term",
-        "At the last shared checkpoint, the largest differences first; without intervals, since the prompts of one "
-        "term are few.",
-        ["Suite", "Term", "Quantity", "First", "Second", "Difference", "Pairs"],
-        rows,
-        found.terms,
-        3,
+        name="change-terms",
+        title="By term",
+        note="At the last shared checkpoint, the largest differences first; without intervals, since the prompts of "
+        "one term are few.",
+        head=["Suite", "Term", "Quantity", "First", "Second", "Difference", "Pairs"],
+        rows=rows,
+        data=found.terms,
+        keys=3,
     )

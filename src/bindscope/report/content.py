@@ -3,67 +3,90 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from bindscope.report.figure import Figure, svg
+from bindscope.charts.figure import Figure, Section, svg
+from bindscope.charts.table import Table
+from bindscope.charts.text import at, count, line, number, span
+from bindscope.claims.analysis import Analysis
+from bindscope.claims.base import Bound, State
+from bindscope.claims.inputs import Findings
+from bindscope.claims.registry import in_a_line
 from bindscope.report.figures import figures
-from bindscope.report.material import Material, gather
-from bindscope.report.table import Table
 from bindscope.report.tables import tables
-from bindscope.report.text import at, count, line, number, span
-from bindscope.stats.analysis import Analysis
-from bindscope.stats.answers import LIMITS, QUESTIONS, Answer, State, answers
-from bindscope.stats.observations import studied
-from bindscope.store import Store
+from bindscope.tables.run import RunTables
 
 #: State of a claim -> a sign and a word that stand for it.
 _SIGNS: dict[State, tuple[str, str]] = {
-    "both": ("\u25cf", "Both readings"),
+    "both": ("\u25cf", "Both published and controlled"),
     "in part": ("\u25d2", "In part"),
-    "published only": ("\u25d0", "Published reading only"),
-    "controlled only": ("\u25d1", "Controlled reading only"),
-    "neither": ("\u25cb", "Neither reading"),
+    "published only": ("\u25d0", "Published only"),
+    "controlled only": ("\u25d1", "Controlled only"),
+    "neither": ("\u25cb", "Neither published nor controlled"),
     "open": ("\u2013", "Open"),
 }
 
 
-@dataclass(frozen=True)
-class Said:
-    """The answer of one suite to a claim: its state as sign and word, plain words, the sentence with the numbers."""
+def word_of(state: State) -> str:
+    """The state in a word or two."""
+    return _SIGNS[state][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteAnswer:
+    """The answer of one suite to a claim.
+
+    sign, word: stand for its state.
+    text: in plain words.
+    detail: with the numbers.
+    """
 
     suite: str
+    state: State
     sign: str
     word: str
     text: str
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
-    """A claim: what is asked, answered and not shown; its figures and tables; `whole`: every statistic of it."""
+    """A claim on the page: what is asked, answered and not shown, with its figures and tables.
+
+    every: all of its statistics; None where none has a value.
+    """
 
     claim: str
     name: str
     question: str
     limit: str
-    answers: tuple[Said, ...]
+    answers: tuple[SuiteAnswer, ...]
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
-    whole: Table | None
+    every: Table | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Content:
-    """found: the numbers. documents: figure name -> SVG. asked, answer: the words at the top."""
+    """Everything that a report says.
 
-    found: Material
+    found: the numbers.
+    documents: figure name -> SVG.
+    cards: a card for each claim that has an answer.
+    asked, answer: the words at the top.
+    problems: a line for each claim, figure or table that is left out.
+    """
+
+    found: Findings
     figures: tuple[Figure, ...]
     documents: dict[str, str]
     tables: tuple[Table, ...]
     cards: tuple[Card, ...]
     asked: str
     answer: tuple[str, ...]
+    problems: tuple[str, ...]
 
     def csv(self) -> dict[str, str]:
         """The numbers of every figure and table, by its name."""
@@ -73,84 +96,130 @@ class Content:
     @property
     def many(self) -> bool:
         """More than one suite: answers name theirs."""
-        return len(self.found.suites) > 1
+        return len(self.found.tables.suites) > 1
 
     @property
     def lead(self) -> list[Figure]:
         """The figure to begin with, where the run has checkpoints to draw it from."""
-        return [f for f in self.figures if f.name == "emergence-log"]
+        return self._section("lead")
 
     @property
     def training(self) -> list[Figure]:
-        return [f for f in self.figures if f.name.startswith(("emergence-linear", "terms", "layers"))]
+        """Figures over training."""
+        return self._section("training")
 
     @property
     def heads(self) -> list[Figure]:
-        return [f for f in self.figures if f.name == "heads"]
+        """Figures of single heads."""
+        return self._section("heads")
 
     @property
     def spread(self) -> list[Figure]:
-        return [f for f in self.figures if f.name in ("runs", "spread")]
+        """Figures of several runs."""
+        return self._section("runs")
 
     @property
-    def every(self) -> list[Table]:
+    def other_figures(self) -> list[Figure]:
+        """Figures that belong to no card and to no other section."""
+        shown = {card.claim for card in self.cards}
+        return [f for f in self.figures if (f.claim or f.section == "further") and f.claim not in shown]
+
+    @property
+    def checkpoints(self) -> list[Table]:
         """The table of checkpoints."""
-        return [t for t in self.tables if t.name == "checkpoints"]
+        return [table for table in self.tables if table.name == "checkpoints"]
 
     @property
     def further(self) -> list[Table]:
-        """Tables that belong to no claim."""
-        return [t for t in self.tables if not t.claim and t.name != "checkpoints"]
+        """Tables that belong to no card."""
+        shown = {card.claim for card in self.cards}
+        return [table for table in self.tables if table.claim not in shown and table.name != "checkpoints"]
+
+    def _section(self, name: Section) -> list[Figure]:
+        return [figure for figure in self.figures if not figure.claim and figure.section == name]
 
 
-def compose(store: Store, analysis: Analysis | None) -> Content:
-    """Everything that a report of the folder says. Raises StoreError where the results cannot be read.
+def compose(run: RunTables, analysis: Analysis | None) -> Content:
+    """Everything that a report of the run says. Raises StoreError where the results cannot be read.
 
-    analysis: of the same folder, None for a run that asks no recognition questions.
+    analysis: of the same run; None for one that asks no recognition questions.
     """
-    found = gather(store, analysis)
-    drawn, listed = tuple(figures(found)), tuple(tables(found))
+    found = Findings(run) if analysis is None else analysis.findings
+    drawn, lost_figures = figures(found, analysis)
+    listed, lost_tables = tables(found, () if analysis is None else analysis.claims)
+    documents, undrawn = _documents(drawn)
+    kept = tuple(figure for figure in drawn if figure.name in documents)
     return Content(
-        found,
-        drawn,
-        {figure.name: svg(figure.chart) for figure in drawn},
-        listed,
-        tuple(_cards(found, drawn, listed)),
-        _asked(found),
-        tuple(_answer(str(name), part) for name, part in found.summary.groupby("suite", sort=False)),
+        found=found,
+        figures=kept,
+        documents=documents,
+        tables=tuple(listed),
+        cards=() if analysis is None else tuple(_cards(analysis, kept, listed)),
+        asked=_asked(run),
+        answer=tuple(_answer(str(name), part) for name, part in run.summary.groupby("suite", sort=False)),
+        problems=(*(() if analysis is None else analysis.problems), *lost_figures, *undrawn, *lost_tables),
     )
 
 
-def _cards(found: Material, drawn: tuple[Figure, ...], listed: tuple[Table, ...]) -> list[Card]:
-    if found.analysis is None:
-        return []
-    said = answers(found.analysis.results, found.analysis.sentences)
-    return [
-        Card(
-            claim,
-            claim[0].upper() + claim[1:],
-            question,
-            LIMITS[claim],
-            tuple(_said(answer) for answer in said if answer.claim == claim),
-            tuple(f for f in drawn if f.claim == claim and not f.name.startswith("layers")),
-            tuple(t for t in listed if t.claim == claim and not t.name.startswith("claim-")),
-            next((t for t in listed if t.name == f"claim-{claim}" and t.data["value"].notna().any()), None),
+def _documents(drawn: list[Figure]) -> tuple[dict[str, str], list[str]]:
+    """Each figure as SVG by its name, and a line for each of a claim that cannot be drawn."""
+    documents, problems = dict[str, str](), list[str]()
+    for figure in drawn:
+        try:
+            documents[figure.name] = svg(figure.chart)
+        except Exception as error:  # the chart of a claim may be somebody else's; a figure of the run must be drawn
+            if not figure.claim:
+                raise
+            problems.append(f"claim {figure.claim}: the figure {figure.name} is left out: {in_a_line(error)}")
+    return documents, problems
+
+
+def _cards(analysis: Analysis, drawn: tuple[Figure, ...], listed: list[Table]) -> list[Card]:
+    cards = []
+    for claim in analysis.claims:
+        answers = tuple(_suite_answer(row) for row in analysis.sentences.to_dict("records") if row["claim"] == claim.id)
+        if not answers:
+            continue
+        own = [table for table in listed if table.claim == claim.id]
+        every = next((table for table in own if table.name == f"claim-{claim.id}"), None)
+        cards.append(
+            Card(
+                claim=claim.id,
+                name=claim.id[0].upper() + claim.id[1:],
+                question=line(claim.question),
+                limit=line(claim.limit) + _bound(claim.no_effect),
+                answers=answers,
+                figures=tuple(figure for figure in drawn if figure.claim == claim.id),
+                tables=tuple(table for table in own if table is not every),
+                every=every if every is not None and every.data["value"].notna().any() else None,
+            )
         )
-        for claim, question in QUESTIONS.items()
-        if any(answer.claim == claim for answer in said)
-    ]
+    return cards
 
 
-def _said(answer: Answer) -> Said:
-    sign, word = _SIGNS[answer.state]
-    return Said(line(answer.suite), sign, word, line(answer.text), line(answer.detail))
+def _bound(bound: Bound | None) -> str:
+    if bound is None:
+        return ""
+    return f" An effect counts as none only where its interval lies within \u00b1{bound.value:g} ({line(bound.unit)})."
 
 
-def _asked(found: Material) -> str:
-    binding = studied(found.binding)
+def _suite_answer(row: dict[Any, Any]) -> SuiteAnswer:
+    sign, word = _SIGNS[row["state"]]
+    return SuiteAnswer(
+        suite=line(row["suite"]),
+        state=row["state"],
+        sign=sign,
+        word=word,
+        text=line(row["sentence"]),
+        detail=line(row["text"]),
+    )
+
+
+def _asked(run: RunTables) -> str:
+    binding = run.own
     terms, prompts = (binding[c].nunique() if len(binding) else 0 for c in ("term", "prompt"))
-    places = sum(u.status == "done" for u in found.run.units)
-    models = ", ".join(line(s) for s in found.suites) or "no model yet"
+    places = sum(u.status == "done" for u in run.run.units)
+    models = ", ".join(line(s) for s in run.suites) or "no model yet"
     return (
         "When do attention heads bind a term of several tokens into one, when does the model know the term, and does "
         f"the one bring the other? Asked of {models}, for {count(terms, 'term')} in {count(prompts, 'prompt')}, at "

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bindscope.report.material import Material
-from bindscope.report.text import at, plain
-from bindscope.stats.observations import studied
+from bindscope.charts.text import at, plain
+from bindscope.tables.run import RunTables
 
 
 def packed(data: dict[str, Any]) -> str:
@@ -25,15 +24,15 @@ def packed(data: dict[str, Any]) -> str:
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode()
 
 
-def explorer(found: Material, budget: int) -> dict[str, Any]:
+def explorer(run: RunTables, budget: int) -> dict[str, Any]:
     """suites: name, prompts (what never changes) and checkpoints (values by prompt); shown and measured: how many
     checkpoints are in it and how many there are: where all would take more than `budget` bytes, some are left out, the
     ends never. Empty where the store holds no tokens (an older version wrote it)."""
-    binding = studied(found.binding)
+    binding = run.own
     if binding.empty or "tokens" not in binding:
         return {}
     binding = binding[binding["tokens"].notna()]
-    suites = [_suite(found, str(name), part) for name, part in binding.groupby("suite", sort=False)]
+    suites = [_suite(run, str(name), part) for name, part in binding.groupby("suite", sort=False)]
     measured = sum(len(suite["checkpoints"]) for suite in suites)
     while True:
         shown = sum(len(suite["checkpoints"]) for suite in suites)
@@ -45,11 +44,11 @@ def explorer(found: Material, budget: int) -> dict[str, Any]:
             suite["checkpoints"] = [*every[:-1:2], every[-1]] if len(every) > 2 else every
 
 
-def _suite(found: Material, name: str, binding: pd.DataFrame) -> dict[str, Any]:
+def _suite(run: RunTables, name: str, binding: pd.DataFrame) -> dict[str, Any]:
     first = binding.drop_duplicates("prompt")
-    heads = _of(found.previous, name)
-    recognition, written = (_of(frame, name) for frame in (found.recognition, found.generation))
-    shots = _of(found.few_shot, name)
+    heads = _of(run.stored("previous_token"), name)
+    recognition, texts = (_of(frame, name) for frame in (run.stored("recognition"), run.stored("generation")))
+    shots = _of(run.stored("few_shot"), name)
     questions = (
         {str(q): part for q, part in recognition.drop_duplicates("prompt").groupby("question", sort=False)}
         if len(recognition)
@@ -58,7 +57,7 @@ def _suite(found: Material, name: str, binding: pd.DataFrame) -> dict[str, Any]:
     prompts = [_prompt(row, questions.get(row["question"])) for row in first.to_dict("records")]
     points = []
     for revision, part in binding.groupby("revision", sort=False):
-        here = [_by(frame, "question", str(revision)) for frame in (recognition, written, shots)]
+        here = [_by(frame, "question", str(revision)) for frame in (recognition, texts, shots)]
         rows = {row["prompt"]: row for row in part.to_dict("records")}
         scores = heads.loc[heads["revision"] == revision, "previous_token_score"].to_list()
         values = [
@@ -103,7 +102,7 @@ def _values(
     row: dict[Any, Any] | None,
     previous: list[float],
     asked: list[dict[Any, Any]],
-    written: list[dict[Any, Any]],
+    texts: list[dict[Any, Any]],
     shots: list[dict[Any, Any]],
 ) -> dict[str, Any] | None:
     """What one checkpoint gave for one prompt; None where it was not measured on it."""
@@ -127,8 +126,8 @@ def _values(
     if asked:
         order = {c: i for i, c in reversed(list(enumerate(asked[0]["choices"])))}
         out["asked"] = [_asked(r, order) for r in sorted(asked, key=lambda r: int(r["rotation"]))]
-    if written or shots:
-        out["texts"] = [_text(r) for r in (*written, *shots)]
+    if texts or shots:
+        out["texts"] = [_text(r) for r in (*texts, *shots)]
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from bindscope.report.text import line
+from bindscope.charts.text import line
 from bindscope.store import RunFile, Store, Unit
 
 _ORDERS = {"rotated": "rotated", "spread": "once each, gold in changing places", "given": "once each, gold as given"}
@@ -23,8 +23,8 @@ def facts(store: Store, run: RunFile) -> dict[str, Any]:
     found = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
     found.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
     found += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
-    if strangers := store.unused():
-        found.append(("Not shown", f"{strangers} shards in the folder belong to another study or protocol"))
+    if others := store.unused():
+        found.append(("Not shown", f"{others} shards in the folder belong to another experiment or protocol"))
     rows = [
         {
             "name": _name(unit),

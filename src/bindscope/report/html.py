@@ -13,15 +13,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bindscope.charts.figure import Figure, inline
+from bindscope.charts.table import Table
+from bindscope.charts.text import line, number, plain
 from bindscope.report.content import Content
 from bindscope.report.explorer import explorer, packed
 from bindscope.report.facts import facts, failed, missing
-from bindscope.report.figure import Figure, inline
-from bindscope.report.table import Table
-from bindscope.report.text import line, number, plain
-from bindscope.stats.observations import studied
-from bindscope.stats.summary import excluded, without_null
 from bindscope.store import Store
+from bindscope.tables.summary import excluded, without_null
 
 #: Bytes of a page, and what the explorer gets of them at least, however much figures and tables take.
 _LIMIT, _LEAST = 4_700_000, 400_000
@@ -56,30 +55,31 @@ def render(template: str, **values: Any) -> str:
     )
 
 
-def write(store: Store, content: Content) -> Path:
+def write_page(store: Store, content: Content) -> Path:
     """Write report.html and return its path. Raises StoreError."""
-    found, binding = content.found, studied(content.found.binding)
+    tables = content.found.tables
+    binding, recognition = tables.own, tables.stored("recognition")
     page = render(
         "report.html.j2",
-        experiment=found.run.experiment,
+        experiment=tables.run.experiment,
         content=content,
         contents=_contents(content),
-        missing=missing(found.run),
-        units=len(found.run.units),
+        missing=missing(tables.run),
+        units=len(tables.run.units),
         drawing=lambda figure: Markup(inline(content.documents[figure.name], figure.name)),  # parsed, escaped again
         numbers=numbers_of,
         explorable="tokens" in binding,
         data=_HOLE,
         tokens=_tokens(binding),
-        rotated="rotation" in found.recognition and bool((found.recognition["rotation"] > 0).any()),
-        failed=failed(found.run),
+        rotated="rotation" in recognition and bool((recognition["rotation"] > 0).any()),
+        failed=failed(tables.run),
         excluded=excluded(binding).to_dict("records") if not binding.empty else [],
         bare=without_null(binding).to_dict("records") if not binding.empty else [],
-        **facts(store, found.run),
+        **facts(store, tables.run),
     )
     before, _, behind = page.rpartition(_HOLE)
     csv = content.csv()
-    explored = explorer(found, max(_LEAST, _LIMIT - len(page.encode()) - len(packed(csv))))
+    explored = explorer(tables, max(_LEAST, _LIMIT - len(page.encode()) - len(packed(csv))))
     return store.write_text("report.html", before + packed({"csv": csv, "explorer": explored}) + behind)
 
 
@@ -97,6 +97,7 @@ def _contents(content: Content) -> list[tuple[str, str]]:
     out += [(f"claim-{card.claim}", f"{card.name}: {card.question}") for card in content.cards]
     out += [("heads", "Heads")] if content.heads else []
     out += [("spread", "Between runs")] if content.spread else []
+    out += [("other", "Further figures")] if content.other_figures else []
     ends = [
         ("explorer", "Explore the prompts"),
         ("tables", "Further tables"),
@@ -112,7 +113,15 @@ def numbers_of(figure: Figure) -> Table:
     keys = next((i for i, kind in enumerate(data.dtypes) if kind.kind != "O"), len(data.columns))
     head = [str(name).replace("_", " ") for name in data]
     rows = [[_cell(value) for value in row] for row in data.itertuples(index=False)]
-    return Table(figure.name, figure.claim, figure.title, "", head, rows, data, max(1, min(keys, 3)))
+    return Table(
+        name=figure.name,
+        claim=figure.claim,
+        title=figure.title,
+        head=head,
+        rows=rows,
+        data=data,
+        keys=max(1, min(keys, 3)),
+    )
 
 
 def _cell(value: Any) -> str:

@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bindscope.charts.figure import Figure, pdf
+from bindscope.charts.table import Table
+from bindscope.charts.text import line
 from bindscope.errors import StoreError
 from bindscope.report.content import Content
 from bindscope.report.facts import facts, failed
-from bindscope.report.figure import Figure, pdf
-from bindscope.report.table import Table
-from bindscope.report.text import line
-from bindscope.store import Store
+from bindscope.store import RunFile, Store
 
 #: What a figure may fill of a page, in points.
 _WIDTH, _HEIGHT = 458.0, 560.0
@@ -28,7 +28,7 @@ _POINT = 0.75
 _PARTS = ("paper.typ", "references.yml")
 
 
-def write(store: Store, content: Content) -> Path:
+def write_paper(store: Store, content: Content) -> Path:
     """Typeset the paper and return its path. Raises StoreError where it cannot be written."""
     import typst  # only the paper needs it
 
@@ -49,7 +49,8 @@ def write(store: Store, content: Content) -> Path:
 
 
 def _data(store: Store, content: Content) -> dict[str, Any]:
-    run, known = content.found.run, facts(store, content.found.run)
+    run = content.found.tables.run
+    known = facts(store, run)
     drawn = {figure.name: _drawing(figure, content.documents[figure.name]) for figure in content.figures}
     rows = [
         [line(r["name"]), line(r["commit"]), line(r["fingerprint"]), line(r["check"])] for r in known["checkpoints"]
@@ -57,13 +58,12 @@ def _data(store: Store, content: Content) -> dict[str, Any]:
     title = "Checkpoints as measured"
     note = "A fingerprint is a SHA-256 over weights, config and tokenizer files, here its first 16 digits."
     listed = Table(
-        "measured",
-        "",
-        title,
-        note,
-        ["Checkpoint", "Commit", "Fingerprint", "Self-check"],
-        rows,
-        content.found.summary,
+        name="measured",
+        title=title,
+        note=note,
+        head=["Checkpoint", "Commit", "Fingerprint", "Self-check"],
+        rows=rows,
+        data=content.found.tables.summary,
         keys=4,
     )
     given = dict(known["facts"])
@@ -93,11 +93,16 @@ def _data(store: Store, content: Content) -> dict[str, Any]:
         "heads": [drawn[f.name] for f in content.heads],
         "spread": [drawn[f.name] for f in content.spread],
         "facts": [[line(name), line(value)] for name, value in known["facts"]],
-        "left": [f"Not measured: {line(u['name'])}: {line(u['reason'])}" for u in failed(run)],
+        "other": [drawn[f.name] for f in content.other_figures],
+        "left": [*content.problems, *_unmeasured(run)],
         "appendix": [
-            _table(t) for t in (*content.every, *content.further, *(c.whole for c in content.cards if c.whole))
+            _table(t) for t in (*content.checkpoints, *content.further, *(c.every for c in content.cards if c.every))
         ],
     }
+
+
+def _unmeasured(run: RunFile) -> list[str]:
+    return [f"Not measured: {line(unit['name'])}: {line(unit['reason'])}" for unit in failed(run)]
 
 
 def _summary(content: Content) -> Table:
@@ -109,13 +114,12 @@ def _summary(content: Content) -> Table:
     ]
     head = ["", "Question", *(["Suite"] if many else []), "Answer"]
     return Table(
-        "summary",
-        "",
-        "What the claims become",
-        "Published and controlled readings.",
-        head,
-        rows,
-        content.found.summary,
+        name="summary",
+        title="What the claims become",
+        note="As published, and controlled for a known confound.",
+        head=head,
+        rows=rows,
+        data=content.found.tables.summary,
         keys=4,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from bindscope.stats.correlate import Clustered, Floats, Undefined, columns, groups, jackknife, varied
+from bindscope.stats.correlate import Clustered, Floats, Undefined, columns, groups, jackknife
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -43,18 +43,6 @@ class Stratified(NamedTuple):
     n: int
     clusters: int
     unmatched: tuple[str, ...]
-
-
-class Equivalence(NamedTuple):
-    """Mean of x - y, its interval at 1 - 2 alpha, and p: the larger of the one-sided p_lower and p_upper."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_lower: float
-    p_upper: float
-    n: int
 
 
 def cohen_d(a: ArrayLike, b: ArrayLike) -> float:
@@ -152,25 +140,6 @@ def _binomial(k: int, n: int, p0: float = 0.5, alternative: Alternative = "two-s
     if not 0 <= k <= n or not 0 <= p0 <= 1 or k != int(k) or n != int(n):
         raise ValueError(f"need whole 0 <= k <= n and 0 <= p0 <= 1, got k={k}, n={n}, p0={p0}")
     return stats.binomtest(int(k), int(n), p0, alternative)
-
-
-def tost_paired(x: ArrayLike, y: ArrayLike, bound: float, *, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided paired t-tests that |mean(x - y)| < bound (Schuirmann 1987), bound > 0 in the units of x.
-
-    Equivalence is shown at alpha if p < alpha, which is when the interval at 1 - 2 alpha lies inside the bound. Pairs
-    are taken as independent: give one pair a cluster (means over its prompts). Undefined below 2 pairs or if x - y is
-    constant.
-    """
-    a, b = columns(2, x=x, y=y)
-    if not bound > 0:
-        raise ValueError(f"bound is {bound}; a positive number in the units of x is needed")
-    difference = a - b
-    varied(difference=difference)
-    lower = stats.ttest_1samp(difference, -bound, alternative="greater").pvalue
-    upper = stats.ttest_1samp(difference, bound, alternative="less").pvalue
-    low, high = stats.ttest_1samp(difference, 0).confidence_interval(1 - 2 * alpha)
-    p = float(max(lower, upper))
-    return Equivalence(float(difference.mean()), float(low), float(high), p, float(lower), float(upper), len(a))
 
 
 def benjamini_hochberg(p: ArrayLike) -> Floats:

@@ -101,7 +101,8 @@ def groups(name: str, labels: ArrayLike, n: int, least: int = 2) -> tuple[NDArra
         raise ValueError(f"{name} has shape {given.shape}; ({n},) is needed, one label a value")
     names, index = np.unique(given, return_inverse=True)
     if len(names) < least:
-        raise Undefined(f"{name} has {len(names)} groups; at least {least} are needed")
+        plural = "" if len(names) == 1 else "s"
+        raise Undefined(f"{name} has {len(names)} group{plural}; at least {least} are needed")
     return names, index
 
 

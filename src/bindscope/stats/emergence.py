@@ -36,20 +36,11 @@ class Order(NamedTuple):
     n: int
 
 
-def first_crossing(steps: ArrayLike, values: ArrayLike, threshold: float) -> tuple[float, float]:
-    """(left, right] of the first checkpoint at or above the threshold, even if the series falls below it later.
-
-    Already there at the first checkpoint: (0, first], or (-inf, 0] if that is step 0. Never: (last, inf].
-    """
-    series = np.asarray(values, dtype=np.float64)
-    if series.ndim != 1:
-        raise ValueError(f"values have shape {series.shape}; one dimension is needed, or `crossings` for many series")
-    left, right = crossings(steps, series, [threshold])
-    return float(left[0]), float(right[0])
-
-
 def crossings(steps: ArrayLike, values: ArrayLike, thresholds: ArrayLike) -> tuple[Floats, Floats]:
-    """`first_crossing` of every series [..., t] at every threshold: left and right, [threshold, ...].
+    """(left, right] of the first checkpoint at or above each threshold, even if the series falls below it later.
+
+    values: one or many series, [..., t]. Returns left and right, [threshold, ...]. Already there at the first
+    checkpoint: (0, first], or (-inf, 0] if that is step 0. Never: (last, inf].
 
     Whether an order of emergence holds at one threshold only is seen by giving many. ValueError unless steps rise
     strictly from 0 or more, one for each value, and everything is finite.

@@ -17,19 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from bindscope.charts.text import chance
 from bindscope.records import CheckpointRef
-from bindscope.report.text import chance
 
 if TYPE_CHECKING:
     from bindscope.checkpoints.fingerprint import Verified
     from bindscope.checkpoints.load import Loaded
     from bindscope.checkpoints.suites import Suite
+    from bindscope.claims.analysis import Analysis
     from bindscope.doctor import Finding
     from bindscope.execute.sweep import Outcome
     from bindscope.quick import TermResult
-    from bindscope.stats.analysis import Analysis
-    from bindscope.stats.changes import Changes
-    from bindscope.store import Store
+    from bindscope.tables.changes import Changes
+    from bindscope.tables.run import RunTables
 
 _OUT = Console(highlight=False)
 _ERR = Console(stderr=True, highlight=False)
@@ -99,28 +99,32 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
-def analysis(found: Analysis, files: Sequence[str]) -> None:
-    """Published and controlled side by side, a sentence per claim, the gate, and what is missing."""
-    shown = found.results[found.results["value"].notna()]
+def show_analysis(analysis: Analysis, files: Sequence[str]) -> None:
+    """A sentence per claim, the reference study's gate, every statistic, and what is missing."""
+    shown = analysis.results[analysis.results["value"].notna()]
     for suite in shown["suite"].unique():
         _OUT.print(f"[bold]{escape(str(suite))}[/bold]")
-        for row in found.sentences[found.sentences["suite"] == suite].to_dict("records"):
+        for row in analysis.sentences[analysis.sentences["suite"] == suite].to_dict("records"):
             _OUT.print(f"{row['claim']}: {row['text']}", markup=False)
-        for row in found.gate[found.gate["suite"] == suite].to_dict("records"):
-            _OUT.print(f"Gate of the study: {_gate(row)}.", markup=False)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("claim", "reading", "value", "interval", "p", "quantity"):
-            table.add_column(name, justify="right" if name in ("value", "interval", "p") else "left")
-        for row in shown[shown["suite"] == suite].to_dict("records"):
-            interval = "" if pd.isna(row["low"]) else f"{row['low']:+.2f} {row['high']:+.2f}"
-            p = "" if pd.isna(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-            table.add_row(row["claim"], row["reading"], f"{row['value']:+.2f}", interval, p, escape(row["quantity"]))
-        _OUT.print(table)
-    for note in found.notes:
+        for row in analysis.gate[analysis.gate["suite"] == suite].to_dict("records"):
+            _OUT.print(f"Gate of the reference study: {_gate(row)}.", markup=False)
+        _OUT.print(_statistics(shown[shown["suite"] == suite]))
+    for note in (*analysis.problems, *analysis.notes):
         _OUT.print(f"Note: {note}", markup=False, soft_wrap=True)
     _OUT.print("Intervals are 95%; n, units, clusters, methods and adjusted p (q) are in the files:")
     for file in files:
         _OUT.print(f"  {file}", markup=False, soft_wrap=True)
+
+
+def _statistics(rows: pd.DataFrame) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("claim", "reading", "value", "interval", "p", "quantity"):
+        table.add_column(name, justify="right" if name in ("value", "interval", "p") else "left")
+    for row in rows.to_dict("records"):
+        interval = "" if pd.isna(row["low"]) else f"{row['low']:+.2f} {row['high']:+.2f}"
+        p = "" if pd.isna(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
+        table.add_row(row["claim"], row["reading"], f"{row['value']:+.2f}", interval, p, escape(row["quantity"]))
+    return table
 
 
 def _gate(row: Mapping[Any, Any]) -> str:
@@ -138,14 +142,12 @@ def _count(n: int, what: str) -> str:
 _SHOWN = {"eb_star": "EB*", "null": "null", "excess": "excess", "accuracy": "accuracy", "margin": "margin"}
 
 
-def outcome(store: Store, result: Outcome, report: Path, answers: Path | None) -> None:
+def outcome(tables: RunTables, result: Outcome, report: Path) -> None:
     """The table at the end of a run, what failed, and where to look."""
-    from bindscope.stats.observations import studied
-    from bindscope.stats.summary import by_checkpoint, excluded
+    from bindscope.tables.summary import excluded
 
-    binding, recognition, generation = (store.read(name) for name in ("binding", "recognition", "generation"))
-    summary = by_checkpoint(binding, recognition, generation)
-    binding = studied(binding)
+    recognition, generation = tables.stored("recognition"), tables.stored("generation")
+    summary, binding = tables.summary, tables.own
     columns = _SHOWN if generation.empty else {**_SHOWN, "generation": "generation"}
     for suite, part in summary.groupby("suite", sort=False):
         table = Table(title=escape(str(suite)), box=box.SIMPLE_HEAD, title_justify="left")
@@ -182,8 +184,8 @@ def outcome(store: Store, result: Outcome, report: Path, answers: Path | None) -
     _OUT.print(f"Checkpoints: {', '.join(counts)}.")
     for unit in failed:
         _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
-    if answers is not None:
-        shown = f"bindscope analyse {store.root}"
+    if tables.has_questions:
+        answers, shown = tables.store.root / "analysis", f"bindscope analyse {tables.store.root}"
         _OUT.print(f"Claims, published and controlled: {answers}/ ({shown} prints them)", markup=False, soft_wrap=True)
     _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
 

@@ -9,18 +9,26 @@ from dataclasses import dataclass
 import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """name: of its files. claim: the claim it belongs to, "" for none. rows: text, the first `keys` cells name the row.
-    data: the numbers behind it."""
+    """A table as text, with the numbers behind it.
+
+    name: of its files.
+    title: what it shows.
+    head: names of the columns.
+    rows: cells as text; the first `keys` of them name the row.
+    data: the numbers, a row each.
+    claim: id of the claim that it belongs to; "" for none.
+    note: how to read it.
+    """
 
     name: str
-    claim: str
     title: str
-    note: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     data: pd.DataFrame
+    claim: str = ""
+    note: str = ""
     keys: int = 1
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bindscope.stats.observations import studied
+from bindscope.tables.observations import own_prompts
 
 
 def cuts(binding: pd.DataFrame) -> pd.DataFrame:
     """A row per suite and term of the study: k and tokens of the form most often met, forms (different cuts), prompts,
     and left_out (prompts without a span) with their reasons. From the last checkpoint; terms only, no controls."""
     rows = []
-    for suite, part in studied(binding).groupby("suite", sort=False) if not binding.empty else ():
+    for suite, part in own_prompts(binding).groupby("suite", sort=False) if not binding.empty else ():
         last = part[(part["revision"] == part["revision"].iloc[-1]) & (part["group"] == "real")]
         for term, cell in last.groupby("term", sort=False):
             spans = cell["span_strings"].dropna().map(tuple)
@@ -35,7 +35,7 @@ def cuts(binding: pd.DataFrame) -> pd.DataFrame:
 def by_kind(binding: pd.DataFrame) -> pd.DataFrame:
     """Mean EB* by suite, term, task and kind of prompt, at the last checkpoint; prompts without a span are left out."""
     rows = []
-    for suite, part in studied(binding).groupby("suite", sort=False) if not binding.empty else ():
+    for suite, part in own_prompts(binding).groupby("suite", sort=False) if not binding.empty else ():
         last = part[(part["revision"] == part["revision"].iloc[-1]) & part["eb_star"].notna()]
         means = last.groupby(["term", "task", "kind"], sort=False).agg(
             eb_star=("eb_star", "mean"), n=("prompt", "size")

@@ -1,4 +1,4 @@
-"""Stored head edits -> drops, specificity against random sets, and a verdict with the rule that gave it."""
+"""Stored ablations -> drops, specificity against random head sets, and a verdict with the rule that gave it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bindscope.stats.compare import paired_difference, permutation_p
-from bindscope.stats.contrasts import COUPLED
 from bindscope.stats.correlate import Undefined
-from bindscope.stats.result import Result
 
 Floats = NDArray[np.float64]
 _PLACE = ["suite", "revision", "step"]
@@ -46,17 +44,17 @@ def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: fl
     if ablation.empty:
         return pd.DataFrame()
     for place, part in ablation.groupby(_PLACE, sort=False, dropna=False):
-        mine = sets[(sets["suite"] == place[0]) & (sets["revision"] == place[1])]
-        loss = float(mine.loc[mine["set"] == "baseline", "neutral_loss"].iloc[0])
+        its_sets = sets[(sets["suite"] == place[0]) & (sets["revision"] == place[1])]
+        loss = float(its_sets.loc[its_sets["set"] == "baseline", "neutral_loss"].iloc[0])
         base = part[part["set"] == "baseline"]
         for condition, cell in part[part["set"] != "baseline"].groupby(_CONDITION, sort=False):
-            losses = _losses(mine, condition, loss)
+            losses = _losses(its_sets, condition, loss)
             for outcome, task, column in OUTCOMES:
                 values = _values(base, cell, task, column)
                 if values is not None:
-                    found = _effect(values, outcome, chance, alpha)
+                    effect = _effect(values, outcome, chance, alpha)
                     identity = dict(zip((*_PLACE, *_CONDITION), (*place, *condition), strict=True))
-                    rows.append(identity | {"outcome": outcome} | found | losses)
+                    rows.append(identity | {"outcome": outcome} | effect | losses)
     return pd.DataFrame(rows)
 
 
@@ -86,20 +84,20 @@ def draws(ablation: pd.DataFrame) -> pd.DataFrame:
                     continue
                 whole = float(values.base.mean())
                 for name, each in (("top", [values.top]), ("bottom", [values.bottom]), ("random", values.random)):
-                    for draw, found in enumerate(each):
-                        drop = whole - float(found.mean())
+                    for draw, outcomes in enumerate(each):
+                        drop = whole - float(outcomes.mean())
                         rows.append(identity | {"outcome": outcome, "set": name, "draw": draw, "drop": drop})
     return pd.DataFrame(rows)
 
 
-def dose(found: pd.DataFrame) -> pd.DataFrame:
+def dose(drops: pd.DataFrame) -> pd.DataFrame:
     """`draws` by number of heads: the drop of the top and the bottom set, the mean and central 95% of random ones.
 
     One row per suite, checkpoint, ranking, mode, outcome and k.
     """
     keys = [*_PLACE, "ranking", "mode", "outcome", "k"]
     rows = []
-    for key, part in found.groupby(keys, sort=False, dropna=False) if not found.empty else ():
+    for key, part in drops.groupby(keys, sort=False, dropna=False) if not drops.empty else ():
         by = {name: cell["drop"].to_numpy() for name, cell in part.groupby("set")}
         low, high = np.quantile(by["random"], [0.025, 0.975])
         rows.append(dict(zip(keys, key, strict=True)) | {
@@ -128,8 +126,8 @@ def _values(base: pd.DataFrame, cell: pd.DataFrame, task: str, column: str) -> _
     return _Values(first[column].to_numpy(np.float64), top[0], bottom[0], random, first["term"].to_numpy())
 
 
-def _effect(found: _Values, outcome: str, chance: float, alpha: float) -> dict[str, Any]:
-    base, top, bottom, random, terms = found
+def _effect(values: _Values, outcome: str, chance: float, alpha: float) -> dict[str, Any]:
+    base, top, bottom, random, terms = values
     drops = base.mean() - random.mean(1)
     drop = float(base.mean() - top.mean())
     row: dict[str, Any] = {
@@ -173,26 +171,3 @@ def _verdict(row: dict[str, Any], outcome: str, chance: float, alpha: float) -> 
     if row["low_90"] is not None and -bound < row["low_90"] and row["high_90"] < bound:
         return "no effect"
     return "no evidence"
-
-
-def caused(table: pd.DataFrame) -> list[Result]:
-    """C5 at one checkpoint: rows of `effects` as published (specificity of accuracy, coupled above 0.10) and as
-    controlled (p among the random sets, interval over terms, verdict with its rule)."""
-    out = []
-    for row in table.to_dict("records"):
-        what = f"specificity of {row['outcome']}: {row['k']} heads by {row['ranking']}, {row['mode']}"
-        n, sets = int(row["prompts"]), int(row["random_sets"])
-        if row["outcome"] != "margin":
-            call = "coupled" if row["specificity"] > COUPLED else "not coupled"
-            note = f"{call} by the published rule (> {COUPLED})"
-            method = "drop(top) - mean drop(random)"
-            out.append(Result("C5", what, "published", row["specificity"], n, "prompt", method, reason=note))
-        low, high = (None if pd.isna(row[name]) else row[name] for name in ("low", "high"))
-        damage = f"loss on neutral text {row['loss_top']:+.3f}, random {row['loss_random']:+.3f}"
-        note = f"{row['verdict']}: {row['rule']}; {damage}"
-        method = f"p among {sets} random sets; paired difference, jackknife over terms"
-        out.append(
-            Result("C5", what, "controlled", row["specificity"], n, "prompt", method, low, high, row["p"], sets,
-                   "random set", note)
-        )  # fmt: skip
-    return out

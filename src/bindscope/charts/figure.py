@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
-import altair as alt
 import pandas as pd
-import vl_convert
+
+if TYPE_CHECKING:
+    import altair as alt
 
 #: Color in a chart and in its files -> variable of the page's style sheet, which has a dark value too.
 INK = {
@@ -64,18 +65,31 @@ _SPARE = {
 _LONG = re.compile(r"(\d+\.\d)\d+")
 
 
-@dataclass(frozen=True)
+#: Part of a report that shows a figure without a claim. lead: at the top.
+Section = Literal["lead", "training", "heads", "runs", "further"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
-    """name: of its files and its anchor. claim: the claim it belongs to. title: what it shows. text: what there is to
-    see, computed from the numbers. data: what is drawn, a row per mark. note: how to read it.
+    """One chart with its words and numbers.
+
+    name: of its files and its anchor.
+    title: what it shows.
+    chart: an Altair chart in the house style (`styled`).
+    text: what there is to see, computed from the numbers.
+    data: what is drawn, a row per mark.
+    claim: id of the claim that it belongs to; "" for none.
+    section: where a figure without a claim stands.
+    note: how to read it.
     """
 
     name: str
-    claim: str
     title: str
     chart: alt.TopLevelMixin
     text: str
     data: pd.DataFrame
+    claim: str = ""
+    section: Section = "further"
     note: str = ""
 
     def __repr__(self) -> str:
@@ -111,16 +125,22 @@ def styled(chart: Any) -> Any:
 
 def svg(chart: alt.TopLevelMixin) -> str:
     """The chart as an SVG document, drawn without a browser or network."""
+    import vl_convert  # loading it takes long, and most commands draw nothing
+
     return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
 
 
 def png(document: str, scale: float = 2.0) -> bytes:
     """An SVG document as a PNG image of `scale` pixels per unit."""
+    import vl_convert
+
     return bytes(vl_convert.svg_to_png(document, scale=scale))
 
 
 def pdf(document: str) -> bytes:
     """An SVG document as a PDF page."""
+    import vl_convert
+
     return bytes(vl_convert.svg_to_pdf(document))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bindscope.stats.observations import studied
+from bindscope.tables.observations import own_prompts
 
 _PLACE = ["suite", "revision", "step"]
 
@@ -17,7 +17,7 @@ def by_head(binding: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
     NaN where none has one or it was not stored; rank: 1 has the highest bsi. n: prompts.
     """
     rows = []
-    for place, part in studied(binding).groupby(_PLACE, sort=False, dropna=False) if not binding.empty else ():
+    for place, part in own_prompts(binding).groupby(_PLACE, sort=False, dropna=False) if not binding.empty else ():
         kept = part[part["eb_star"].notna()]
         if kept.empty:
             continue

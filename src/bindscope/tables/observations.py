@@ -13,8 +13,9 @@ _COLUMNS = ["suite", "revision", "step", "t", "term", "question", "task", "kind"
             "behavior", "chance"]  # fmt: skip
 
 
-def studied(binding: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the terms' own prompts; carrier sentences, made for comparison, only if there are no others."""
+def own_prompts(binding: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the terms' own prompts: questions and openings, or the terms in carrier sentences where a run has
+    nothing else."""
     if binding.empty:
         return binding
     own = binding[binding["task"] != "carrier"]
@@ -44,8 +45,8 @@ def observations(
     tasks = ["recognition"]
     if generation is not None and not generation.empty:
         tasks.append("generation")
-        written = generation.rename(columns={"score": "behavior"})[[*keys, "behavior"]]
-        scores = pd.concat([scores, written], ignore_index=True)
+        texts = generation.rename(columns={"score": "behavior"})[[*keys, "behavior"]]
+        scores = pd.concat([scores, texts], ignore_index=True)
     bound = binding[binding["task"].isin(tasks)]
     table = bound.merge(scores, on=keys, how="left", validate="one_to_one", indicator=True)
     if lost := int((table["_merge"] != "both").sum()):

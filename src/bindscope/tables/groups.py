@@ -12,7 +12,7 @@ _PLACE = ["suite", "revision", "step"]
 _VALUES = ("eb_star", "eb_star_mass", "excess")
 
 
-def carried(binding: pd.DataFrame) -> pd.DataFrame:
+def carrier_rows(binding: pd.DataFrame) -> pd.DataFrame:
     """Rows of carrier sentences with a binding value: term, group, k, frame (the sentence), binding columns."""
     if binding.empty:
         return binding
@@ -23,7 +23,7 @@ def carried(binding: pd.DataFrame) -> pd.DataFrame:
 def by_group(binding: pd.DataFrame) -> pd.DataFrame:
     """Mean EB*, EB*_mass and excess by suite, checkpoint, group and k, intervals over terms; and at equal k and frame
     the difference real - group of EB* (`difference`, its interval, `reason` where there is no match)."""
-    table = carried(binding)
+    table = carrier_rows(binding)
     rows = []
     if not table.empty:
         for place, part in table.groupby(_PLACE, sort=False, dropna=False):

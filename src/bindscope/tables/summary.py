@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bindscope.stats.observations import studied
 from bindscope.stats.resample import cluster_mean
+from bindscope.tables.observations import own_prompts
 
 #: Column in the stored tables -> name in the summary.
 _BINDING = {"eb_star": "eb_star", "null_mean": "null", "excess": "excess", "position_excess": "position_excess"}
@@ -26,7 +26,7 @@ def by_checkpoint(
     choices.
     """
     rows: list[dict[str, Any]] = []
-    binding, written = studied(binding), pd.DataFrame() if generation is None else generation
+    binding, written = own_prompts(binding), pd.DataFrame() if generation is None else generation
     order = binding[["suite", "revision", "step"]].drop_duplicates()
     for suite, revision, step in order.itertuples(index=False):
         row: dict[str, Any] = {"suite": suite, "revision": revision, "step": step}

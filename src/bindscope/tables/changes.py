@@ -11,8 +11,7 @@ import pandas as pd
 from bindscope.errors import RequestError
 from bindscope.stats.compare import paired_difference
 from bindscope.stats.correlate import Undefined
-from bindscope.stats.observations import studied
-from bindscope.store import Store
+from bindscope.tables.run import RunTables
 
 _PLACE = ["suite", "revision", "step"]
 #: Table, column, name, and what a pair is: the same prompt, or the same question whatever its rotation.
@@ -37,23 +36,24 @@ class Changes:
     notes: tuple[str, ...]
 
 
-def changes(first: Store, second: Store) -> Changes:
+def changes(first: RunTables, second: RunTables) -> Changes:
     """Compare two results folders. Raises RequestError where they share no checkpoint or no prompt."""
     tables = [
-        {name: _table(store, name) for name in ("binding", "recognition", "generation")} for store in (first, second)
+        {"binding": run.own} | {name: run.stored(name) for name in ("recognition", "generation")}
+        for run in (first, second)
     ]
-    places = [_places(store) for store in (first, second)]
+    places = [_places(run) for run in (first, second)]
     shared = [place for place in places[0] if place in places[1]]
     if not shared:
         raise RequestError(
-            f"nothing to compare: {first.root} has {_listed(places[0])}; {second.root} has {_listed(places[1])}; a "
-            "suite must be measured at the same checkpoint in both"
+            f"nothing to compare: {first.store.root} has {_listed(places[0])}; {second.store.root} has "
+            f"{_listed(places[1])}; a suite must be measured at the same checkpoint in both"
         )
     notes = []
-    for store, mine, other in ((first, places[0], places[1]), (second, places[1], places[0])):
-        if alone := [place for place in mine if place not in other]:
-            notes.append(f"{store.root} alone has {_listed(alone)}")
-    changed, said = _asked(*(part["binding"] for part in tables))
+    for run, its, other in ((first, places[0], places[1]), (second, places[1], places[0])):
+        if alone := [place for place in its if place not in other]:
+            notes.append(f"{run.store.root} alone has {_listed(alone)}")
+    changed, remarks = _asked(*(part["binding"] for part in tables))
     rows: list[dict[str, Any]] = []
     terms: list[dict[str, Any]] = []
     for table, column, name, unit in _QUANTITIES:
@@ -68,13 +68,14 @@ def changes(first: Store, second: Store) -> Changes:
                 terms += _terms(place, name, part)
     if not rows:
         raise RequestError(
-            f"nothing to compare: {first.root} and {second.root} share no prompt; the studies ask different things"
+            f"nothing to compare: {first.store.root} and {second.store.root} share no prompt; the experiments ask "
+            "different things"
         )
-    return Changes(pd.DataFrame(rows), pd.DataFrame(terms), (*notes, *said))
+    return Changes(checkpoints=pd.DataFrame(rows), terms=pd.DataFrame(terms), notes=(*notes, *remarks))
 
 
-def _places(store: Store) -> list[tuple[str, str]]:
-    units = [u for u in store.read_run().units if u.status == "done"]
+def _places(run: RunTables) -> list[tuple[str, str]]:
+    units = [u for u in run.run.units if u.status == "done"]
     return [
         (u.checkpoint.suite, u.checkpoint.revision or u.checkpoint.repo.rstrip("/").rpartition("/")[2]) for u in units
     ]
@@ -86,12 +87,7 @@ def _listed(places: list[tuple[str, str]]) -> str:
     per: dict[str, list[str]] = {}
     for suite, revision in places:
         per.setdefault(suite, []).append(revision)
-    return "; ".join(f"{suite} at {', '.join(found)}" for suite, found in per.items())
-
-
-def _table(store: Store, name: str) -> pd.DataFrame:
-    table = store.read(name)
-    return studied(table) if name == "binding" else table
+    return "; ".join(f"{suite} at {', '.join(revisions)}" for suite, revisions in per.items())
 
 
 def _pairs(a: pd.DataFrame, b: pd.DataFrame, column: str, unit: str) -> pd.DataFrame:
@@ -122,10 +118,10 @@ def _row(place: tuple[str, str], name: str, part: pd.DataFrame) -> dict[str, Any
         "reason": None,
     }
     try:
-        found = paired_difference(part["first"], part["second"], part["term"])
+        difference = paired_difference(part["first"], part["second"], part["term"])
     except Undefined as error:
         return row | {"reason": str(error)}
-    return row | {"low": found.low, "high": found.high, "p": found.p}
+    return row | {"low": difference.low, "high": difference.high, "p": difference.p}
 
 
 def _terms(place: tuple[str, str], name: str, part: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -146,14 +142,14 @@ def _terms(place: tuple[str, str], name: str, part: pd.DataFrame) -> Iterator[di
 def _asked(a: pd.DataFrame, b: pd.DataFrame) -> tuple[set[str], list[str]]:
     """Questions whose text is not the same in both runs, and sentences on them and on prompts that one run lacks."""
     texts = [_texts(frame) for frame in (a, b)]
-    said = []
+    remarks = []
     for which, alone in (("first", set(texts[0]) - set(texts[1])), ("second", set(texts[1]) - set(texts[0]))):
         if alone:
-            said.append(f"{len(alone)} prompts are in the {which} run only and are left out, {min(alone)!r} for one")
+            remarks.append(f"{len(alone)} prompts are in the {which} run only and are left out, {min(alone)!r} for one")
     changed = [name for name, (_, text) in texts[0].items() if name in texts[1] and text != texts[1][name][1]]
     if changed:
-        said.append(f"{len(changed)} prompts have one name and two texts and are left out, {changed[0]!r} for one")
-    return {texts[0][name][0] for name in changed}, said
+        remarks.append(f"{len(changed)} prompts have one name and two texts and are left out, {changed[0]!r} for one")
+    return {texts[0][name][0] for name in changed}, remarks
 
 
 def _texts(binding: pd.DataFrame) -> dict[str, tuple[str, str | None]]:

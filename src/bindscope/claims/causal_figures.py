@@ -1,70 +1,73 @@
-"""Figures of heads taken out: the top heads among random sets, and more heads for more effect."""
+"""Figures of ablated heads: the top heads among random sets, and more heads for more effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
-from bindscope.report.figure import COLOR, Figure, styled
-from bindscope.report.material import Material
-from bindscope.report.text import chance, line, number
+from bindscope.charts.figure import COLOR, Figure, styled
+from bindscope.charts.text import chance, line, number
+from bindscope.claims.inputs import Findings
+from bindscope.tables.run import last
 
 _AXES = {
     "accuracy": "drop in accuracy",
     "margin": "drop in margin (nats per token)",
     "generation": "drop in rubric score",
 }
-RANKINGS = {"bsi": "BSI", "excess": "excess over windows", "previous_token": "previous-token score",
-            "named": "name"}  # fmt: skip
+RANKINGS = {"bsi": "BSI", "excess": "excess over windows", "previous_token": "previous-token score", "named": "name"}
 _LABELS = {"top": "top heads", "bottom": "bottom heads"}
 _BINS = 24
 
 
-def among_random(found: Material) -> Iterator[Figure]:
-    """C5: the drop under the top heads, and the distribution of drops under random sets of as many."""
-    table, effects = found.draws, found.more("ablation")
-    if table.empty or effects.empty:
+def among_random(found: Findings) -> Iterator[Figure]:
+    """The drop under the top heads, and the distribution of drops under random sets of as many."""
+    import altair as alt
+
+    table = found.tables.draws
+    if table.empty or found.results.empty:
         return
+    effects = last(found.tables.effects)
     for i, (suite, part) in enumerate(table.groupby("suite", sort=False)):
-        mine, rows, said = effects[effects["suite"] == suite], [], []
+        of_suite = effects[effects["suite"] == suite]
         part = part[part["k"] == part.groupby("ranking")["k"].transform("first")]  # the size that was asked for first
         sizes = " or ".join(str(k) for k in dict.fromkeys(part["k"]))
+        panels, sentences = list[Any](), list[str]()
         for (ranking, mode), cell in part.groupby(["ranking", "mode"], sort=False):
             row = []
             for outcome, draws in cell.groupby("outcome", sort=False):
-                found_row = mine[
-                    (mine["ranking"] == ranking)
-                    & (mine["mode"] == mode)
-                    & (mine["k"] == cell["k"].iloc[0])
-                    & (mine["outcome"] == outcome)
-                ].iloc[0]
-                subtitle = f"{outcome}: {found_row['verdict']}; {chance(found_row['p'])}"
+                effect = _effect(of_suite, str(ranking), str(mode), int(cell["k"].iloc[0]), str(outcome))
+                subtitle = f"{outcome}: {effect['verdict']}; {chance(effect['p'])}"
                 title = alt.TitleParams(f"{mode}, heads by {RANKINGS[str(ranking)]}", subtitle=subtitle)
                 row.append(_null(draws, _AXES[str(outcome)]).properties(width=300, height=130, title=title))
-                said.append(
+                sentences.append(
                     f"{mode}, by {RANKINGS[str(ranking)]}, {outcome}: without the top heads "
-                    f"{number(found_row['drop_top'])} lost, without random ones {number(found_row['drop_random'])} on "
-                    f"average ({chance(found_row['p'])}; {found_row['verdict']})"
+                    f"{number(effect['drop_top'])} lost, without random ones {number(effect['drop_random'])} on "
+                    f"average ({chance(effect['p'])}; {effect['verdict']})"
                 )
-            rows.append(alt.hconcat(*row))
-        sets = int(mine["random_sets"].max())
+            panels.append(alt.hconcat(*row))
         yield Figure(
-            f"ablation-{i + 1}",
-            "C5",
-            f"{sizes} heads taken out, among random sets: {line(str(suite))}",
-            styled(alt.vconcat(*rows)),
-            f"{line(str(suite))}. " + ". ".join(said) + ".",
-            part.drop(columns=["step"]),
-            f"Bars: {sets} random sets of as many heads. A top set that lies inside the bars does nothing that other "
-            "heads do not do as well.",
+            name=f"ablation-{i + 1}",
+            title=f"{sizes} heads taken out, among random sets: {line(str(suite))}",
+            chart=styled(alt.vconcat(*panels)),
+            text=f"{line(str(suite))}. " + ". ".join(sentences) + ".",
+            data=part.drop(columns=["step"]),
+            note=f"Bars: {int(of_suite['random_sets'].max())} random sets of as many heads. A top set that lies inside "
+            "the bars does nothing that other heads do not do as well.",
         )
 
 
+def _effect(effects: pd.DataFrame, ranking: str, mode: str, k: int, outcome: str) -> dict[str, Any]:
+    wanted = {"ranking": ranking, "mode": mode, "k": k, "outcome": outcome}
+    return dict(effects[(effects[list(wanted)] == list(wanted.values())).all(axis=1)].iloc[0])
+
+
 def _null(draws: pd.DataFrame, axis: str) -> Any:
+    import altair as alt
+
     random = draws.loc[draws["set"] == "random", "drop"].to_numpy(dtype=float)
     low, high = float(draws["drop"].min()), float(draws["drop"].max())
     pad = 0.05 * (high - low) or 0.05
@@ -104,45 +107,44 @@ def _null(draws: pd.DataFrame, axis: str) -> Any:
     )
 
 
-def doses(found: Material) -> Iterator[Figure]:
-    """C5: the drop by number of heads, for the top, the bottom and random sets."""
-    table = found.doses
+def by_size(found: Findings) -> Iterator[Figure]:
+    """The drop by number of heads, for the top, the bottom and random sets."""
+    import altair as alt
+
+    table = found.tables.doses
     if table.empty:
         return
     for i, (suite, part) in enumerate(table.groupby("suite", sort=False)):
         part = part[part.groupby("ranking")["k"].transform("nunique") > 1]
         if part.empty:
             continue
-        rows, said = [], []
+        panels, sentences = list[Any](), list[str]()
         for (ranking, mode), cell in part.groupby(["ranking", "mode"], sort=False):
             row = []
             for outcome, each in cell.groupby("outcome", sort=False):
+                each = each.sort_values("k")
                 title = alt.TitleParams(f"{mode}, heads by {RANKINGS[str(ranking)]}", subtitle=str(outcome))
-                row.append(
-                    _dose(each.sort_values("k"), _AXES[str(outcome)]).properties(width=300, height=170, title=title)
+                row.append(_dose(each, _AXES[str(outcome)]).properties(width=300, height=170, title=title))
+                sizes = "; ".join(
+                    f"{int(r['k'])} heads {number(r['top'])} (random {number(r['random'])})"
+                    for r in each.to_dict("records")
                 )
-                ends = each.sort_values("k")
-                said.append(
-                    f"{mode}, by {RANKINGS[str(ranking)]}, {outcome}: "
-                    + "; ".join(
-                        f"{int(r['k'])} heads {number(r['top'])} (random {number(r['random'])})"
-                        for r in ends.to_dict("records")
-                    )
-                )
-            rows.append(alt.hconcat(*row))
-        chart = alt.vconcat(*rows).resolve_scale(color="shared", shape="shared", strokeDash="shared")
+                sentences.append(f"{mode}, by {RANKINGS[str(ranking)]}, {outcome}: {sizes}")
+            panels.append(alt.hconcat(*row))
+        chart = alt.vconcat(*panels).resolve_scale(color="shared", shape="shared", strokeDash="shared")
         yield Figure(
-            f"dose-{i + 1}",
-            "C5",
-            f"More heads, more effect? {line(str(suite))}",
-            styled(chart),
-            f"{line(str(suite))}. " + ". ".join(said) + ".",
-            part.drop(columns=["step"]),
-            "Band: where 95% of the random sets of that size fall.",
+            name=f"dose-{i + 1}",
+            title=f"More heads, more effect? {line(str(suite))}",
+            chart=styled(chart),
+            text=f"{line(str(suite))}. " + ". ".join(sentences) + ".",
+            data=part.drop(columns=["step"]),
+            note="Band: where 95% of the random sets of that size fall.",
         )
 
 
 def _dose(cell: pd.DataFrame, axis: str) -> Any:
+    import altair as alt
+
     names = ["top heads", "random sets, mean", "bottom heads"]
     data = cell.melt("k", ["top", "random", "bottom"], "set", "drop")
     data["set"] = data["set"].map(dict(zip(("top", "random", "bottom"), names, strict=True)))

@@ -37,6 +37,13 @@ def span(low: Any, high: Any, digits: int = 3) -> str:
     return "" if low is None or pd.isna(low) else f"[{number(low, digits)},\u00a0{number(high, digits)}]"
 
 
+def interval_of(row: Mapping[Any, Any], name: str, digits: int = 3) -> str:
+    """The value of a column with its interval, from the columns NAME, NAME_low and NAME_high."""
+    if name not in row or pd.isna(row[name]):
+        return number(None)
+    return f"{number(row[name], digits)} {span(row.get(f'{name}_low'), row.get(f'{name}_high'), digits)}".strip()
+
+
 def chance(p: float | None) -> str:
     """A p value: "p < 0.001" or with three digits; nothing where it is missing."""
     if p is None or pd.isna(p):

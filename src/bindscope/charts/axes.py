@@ -1,0 +1,88 @@
+"""Parts of charts over training: the axis of steps, curves with bands, and a line at a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import altair as alt
+import pandas as pd
+
+from bindscope.charts.figure import COLOR, DASHES, SERIES, SHAPES
+
+Scale = Literal["log", "linear"]
+
+#: Step labels that would touch are left out.
+_SPACED = {"labelOverlap": "greedy", "labelSeparation": 8}
+#: 60, 1k, 143k.
+STEP = "datum.value < 1000 ? format(datum.value, 'd') : format(datum.value / 1000, '~r') + 'k'"
+
+
+def over_steps(steps: Any, scale: Scale, column: str = "step") -> alt.X:
+    """The horizontal axis: steps on a symmetric log scale, so that step 0 has a place, or on a linear one."""
+    values = sorted({float(step) for step in steps})
+    x = alt.X(f"{column}:Q", title=f"training step ({scale} scale)")
+    ticks = {"grid": False, "labelExpr": STEP, "labelFlush": False, **_SPACED}
+    if scale == "linear":
+        return x.scale(nice=False).axis(tickCount=5, **ticks)
+    least = min((v for v in values if v > 0), default=1.0)
+    return x.scale(type="symlog", constant=least / 3, nice=False).axis(values=values, **ticks)
+
+
+def lines(
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    axis: str,
+    scale: Scale = "log",
+    size: tuple[int, int] = (560, 280),
+    top: float | None = None,
+) -> alt.LayerChart:
+    """Curves of one suite over its steps, not yet styled.
+
+    table: a row per checkpoint. columns: column -> label, at most six; where `<column>_low` and `<column>_high` exist
+    they are drawn as a band. top: where the vertical axis ends, so that panels can be compared.
+    """
+    data = pd.concat([long(table, column, label) for column, label in columns.items()], ignore_index=True)
+    labels = list(columns.values())
+    key = alt.Legend(title=None, orient="top", columns=1, symbolStrokeWidth=0)
+    tall = alt.Scale(zero=True) if top is None else alt.Scale(domain=[0, top], nice=True)
+    step = over_steps(data["step"], scale)
+    base = alt.Chart(data).encode(step)
+    bands = [
+        base.transform_filter(alt.datum.line == label)
+        .mark_area(opacity=0.16, color=color)
+        .encode(alt.Y("low:Q", title=axis, scale=tall), alt.Y2("high:Q"))
+        for label, color in zip(labels, SERIES, strict=False)
+    ]
+    n = len(labels)
+    color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=labels, range=SERIES[:n]))
+    dash = alt.StrokeDash("line:N", legend=None, scale=alt.Scale(domain=labels, range=DASHES[:n]))
+    shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=labels, range=SHAPES[:n]))
+    value = alt.Y("value:Q", title=axis, scale=tall)
+    curve = base.mark_line(strokeWidth=2.2).encode(value, color, dash)
+    points = base.mark_point(filled=True, size=46, opacity=1).encode(value, color, shape)
+    return alt.layer(*bands, curve, points).properties(width=size[0], height=size[1])
+
+
+def long(table: pd.DataFrame, column: str, label: str) -> pd.DataFrame:
+    """A row per checkpoint that has a value of the column: step, value, line (the label), low and high."""
+    frame = pd.DataFrame({"step": table["step"].astype(float), "value": table[column], "line": label})
+    for end in ("low", "high"):
+        frame[end] = table[f"{column}_{end}"] if f"{column}_{end}" in table else float("nan")
+    return frame.dropna(subset=["value"])
+
+
+def trained(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Suites with more than one checkpoint whose steps are all known, with their rows of the summary."""
+    return [
+        (str(name), part)
+        for name, part in summary.groupby("suite", sort=False)
+        if len(part) > 1 and part["step"].notna().all()
+    ]
+
+
+def threshold_rule(value: float, axis: str = "x") -> alt.Chart:
+    """A dashed line at a value of one axis."""
+    data = pd.DataFrame({"at": [value]})
+    where = alt.X("at:Q") if axis == "x" else alt.Y("at:Q")
+    return alt.Chart(data).mark_rule(color=COLOR["axis"], strokeDash=[4, 3]).encode(where)
