@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bindscope.engine.forward import Row, read
+from bindscope.measures.checkpoint import READ, measure
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -23,10 +25,8 @@ from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
 from bindscope.engine.attention import hooked
-from bindscope.engine.forward import Row, read
 from bindscope.engine.projections import grams
 from bindscope.errors import ModelError, RequestError
-from bindscope.measures.checkpoint import READ, measure
 from bindscope.monitor import Monitor, checksum, watch
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from bindscope.measures.checkpoint import measure
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
@@ -17,7 +18,6 @@ from bindscope import experiment as experiments
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
-from bindscope.measures.checkpoint import measure
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.store import Store

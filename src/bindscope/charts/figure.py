@@ -66,7 +66,7 @@ _LONG = re.compile(r"(\d+\.\d)\d+")
 
 
 #: Part of a report that shows a figure without a claim. lead: at the top.
-Section = Literal["lead", "training", "heads", "runs", "further"]
+Section = Literal["lead", "training", "heads", "measures", "runs", "further"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,11 @@ class Content:
         return self._section("heads")
 
     @property
+    def measures(self) -> list[Figure]:
+        """Figures of the measures that lead no other figure."""
+        return self._section("measures")
+
+    @property
     def spread(self) -> list[Figure]:
         """Figures of several runs."""
         return self._section("runs")

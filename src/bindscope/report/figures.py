@@ -9,10 +9,10 @@ from bindscope.charts.figure import Figure
 from bindscope.claims.analysis import Analysis
 from bindscope.claims.inputs import Findings
 from bindscope.claims.registry import built_in, in_a_line
-from bindscope.report import between_runs, curves, maps
+from bindscope.report import between_runs, curves, maps, measures
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_OF_THE_RUN = (curves.emergence, curves.runs, maps.heads, curves.small_multiples, maps.layers)
+_OF_THE_RUN = (curves.emergence, curves.runs, maps.heads, curves.small_multiples, maps.layers, measures.figures)
 
 
 def figures(found: Findings, analysis: Analysis | None) -> tuple[list[Figure], list[str]]:

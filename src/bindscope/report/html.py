@@ -96,6 +96,7 @@ def _contents(content: Content) -> list[tuple[str, str]]:
     out = [("short", "In short"), ("training", "Over training")]
     out += [(f"claim-{card.claim}", f"{card.name}: {card.question}") for card in content.cards]
     out += [("heads", "Heads")] if content.heads else []
+    out += [("measures", "Further measures")] if content.measures else []
     out += [("spread", "Between runs")] if content.spread else []
     out += [("other", "Further figures")] if content.other_figures else []
     ends = [

@@ -91,6 +91,7 @@ def _data(store: Store, content: Content) -> dict[str, Any]:
         ],
         "training": [drawn[f.name] for f in (*content.lead, *content.training)],
         "heads": [drawn[f.name] for f in content.heads],
+        "measures_drawn": [drawn[f.name] for f in content.measures],
         "spread": [drawn[f.name] for f in content.spread],
         "facts": [[line(name), line(value)] for name, value in known["facts"]],
         "other": [drawn[f.name] for f in content.other_figures],

@@ -13,6 +13,7 @@ from bindscope.charts.text import chance, interval_of, line, number, place, span
 from bindscope.claims.base import READINGS, Claim
 from bindscope.claims.inputs import ALL_RUNS, Findings
 from bindscope.claims.registry import in_a_line
+from bindscope.report import measures
 from bindscope.tables.run import last
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -250,4 +251,4 @@ def tokens(found: Findings) -> Iterator[Table]:
 
 
 #: Tables of the run behind those of the claims.
-_OF_THE_RUN = (positions, scores, sampling, tokens)
+_OF_THE_RUN = (measures.table, positions, scores, sampling, tokens)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from bindscope.schema import Table
 from bindscope.stats.correlate import Undefined
 from bindscope.store import RunFile, Store
 from bindscope.tables import ablation as edits
@@ -42,6 +43,11 @@ class RunTables:
         if name not in self._stored:
             self._stored[name] = self.store.read(name)
         return self._stored[name]
+
+    @cached_property
+    def declared(self) -> tuple[Table, ...]:
+        """The stored tables as they declare themselves: names, columns, leading values."""
+        return self.store.tables()
 
     @property
     def suites(self) -> list[str]:

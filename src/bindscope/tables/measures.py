@@ -1,0 +1,70 @@
+"""Every measure of spans beside its null, whatever its name: means by checkpoint, and whether it goes with knowing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bindscope.schema import LEADING, PER_PROMPT, Table
+from bindscope.stats.correlate import Undefined, clustered_repeated
+from bindscope.stats.resample import cluster_mean
+from bindscope.tables.observations import own_prompts
+
+_PLACE = ["suite", "revision", "step"]
+
+
+def measured(tables: tuple[Table, ...]) -> Iterator[Table]:
+    """The tables with a row per prompt and a leading value, but for EB*, which has figures of its own."""
+    yield from (t for t in tables if t.row == PER_PROMPT and t.value and t.name != LEADING)
+
+
+def by_measure(binding: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Means of one measure over the terms' own prompts, a row per suite and checkpoint.
+
+    binding: the joined table of a run
+    value, null, excess: with `_low` and `_high`, 95% intervals that redraw terms, and `_n`, prompts with a value; null
+        and excess only where the measure has a null
+    by_layer: mean of the value of every layer, where the measure gives it
+    """
+    columns = {"value": table.value, "null": f"{table.name}_null_mean", "excess": f"{table.name}_excess"}
+    rows: list[dict[str, Any]] = []
+    for place, part in own_prompts(binding).groupby(_PLACE, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(_PLACE, place, strict=True))
+        for name, column in columns.items():
+            if column in part:
+                row |= _interval(part, column, name)
+        if table.by_layer:
+            layers = part[table.by_layer].dropna()
+            row["by_layer"] = np.mean(np.stack(layers.to_list()), 0).tolist() if len(layers) else None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
+    kept = part[part[column].notna()]
+    if kept.empty:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
+    mean = cluster_mean(kept[column].astype(float), kept["term"])
+    return {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high, f"{name}_n": len(kept)}
+
+
+def with_knowing(binding: pd.DataFrame, observations: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Repeated-measures r of the measure with accuracy within terms and checkpoints, a row per suite: r, low, high, p,
+    n (questions x checkpoints); reason where it cannot be computed."""
+    keys = ["suite", "revision", "question"]
+    asked = observations[observations["task"] == "recognition"]
+    values = binding[binding["task"] == "recognition"][[*keys, table.value]].rename(columns={table.value: "value"})
+    both = asked[[*keys, "term", "t", "accuracy"]].merge(values, on=keys).dropna(subset=["value", "accuracy"])
+    rows = []
+    for suite, part in both.groupby("suite", sort=False):
+        row: dict[str, Any] = {"suite": suite, "n": len(part), "reason": None}
+        try:
+            r = clustered_repeated(part["value"].astype(float), part["accuracy"], part["term"], within=part["t"])
+            row |= {"r": r.value, "low": r.low, "high": r.high, "p": r.p}
+        except Undefined as error:
+            row |= {"r": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "reason": str(error)}
+        rows.append(row)
+    return pd.DataFrame(rows)
