@@ -19,7 +19,7 @@ def facts(store: Store, run: RunFile) -> dict[str, Any]:
     """facts: pairs of name and value; checkpoints: name, commit, fingerprints, flags and self-check of each that is
     measured; flagged: whether any has flags."""
     done = [u for u in run.units if u.status == "done"]
-    shards = [store.provenance(u.checkpoint, "binding", u.keys["binding"]) for u in done]
+    shards = [store.provenance(u.checkpoint, *next(iter(u.keys.items()))) for u in done]
     found = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
     found.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
     found += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
