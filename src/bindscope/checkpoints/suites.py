@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationInfo, fi
 
 from bindscope.errors import ModelError, RequestError, UnknownName
 from bindscope.records import Bos, CheckpointRef
-from bindscope.yamlfile import Source
+from bindscope.yamlfile import YamlFile
 
 
 class Revision(NamedTuple):
@@ -56,12 +56,6 @@ class Row(BaseModel):
     faults: str | None = None
     note: str | None = None
     install: str | None = None
-
-    @field_validator("bos", mode="before")
-    @classmethod
-    def _yaml_on(cls, value: Any) -> Any:
-        """YAML reads on and off as true and false."""
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("branch")
     @classmethod
@@ -150,7 +144,7 @@ class Suite:
 @cache
 def _rows() -> dict[str, Row]:
     with resources.as_file(resources.files("bindscope").joinpath("data/suites.yaml")) as path:
-        return Source(path).parse(_File).root
+        return YamlFile(path).parse(_File).root
 
 
 def names() -> list[str]:
@@ -185,7 +179,7 @@ def suites(name: str) -> tuple[Suite, ...]:
         return (_from_row(name, _rows()[name]),)
     try:
         if path.suffix in (".yaml", ".yml"):
-            return tuple(_from_row(key, row, path.parent) for key, row in Source(path).parse(_File).root.items())
+            return tuple(_from_row(key, row, path.parent) for key, row in YamlFile(path).parse(_File).root.items())
         return (_local(path) or _hub(name, path),)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from bindscope.prompts.rubric import matches
 from bindscope.prompts.spans import find
 from bindscope.records import Rubric, Term
-from bindscope.yamlfile import Place, Source
+from bindscope.yamlfile import Place, YamlFile
 
 _WORD = re.compile(r"\w+")
 #: Alphabets with letters that look like Latin ones.
 _ALIKE = {"CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "FULLWIDTH", "MATHEMATICAL"}
 
 
-def check(source: Source, terms: Sequence[Term]) -> None:
+def check(source: YamlFile, terms: Sequence[Term]) -> None:
     """Raise RequestError, naming the line, for the first fault in the terms of a file."""
     for i, term in enumerate(terms):
         for place, text in _texts(term):
@@ -33,7 +33,7 @@ def check(source: Source, terms: Sequence[Term]) -> None:
     _swallowed(source, terms)
 
 
-def _rubric(source: Source, i: int, term: Term, rubric: Rubric) -> None:
+def _rubric(source: YamlFile, i: int, term: Term, rubric: Rubric) -> None:
     for field, phrases in (("keywords", rubric.keywords), ("contradictions", rubric.contradictions)):
         for fault in filter(None, map(look_alike, phrases)):
             raise source.error(f"term {term.name!r}: {fault}", ("terms", i, "rubric", field))
@@ -83,7 +83,7 @@ def look_alike(text: str) -> str | None:
     return None
 
 
-def _swallowed(source: Source, terms: Sequence[Term]) -> None:
+def _swallowed(source: YamlFile, terms: Sequence[Term]) -> None:
     """An alias must be a name of its own term only, in whole and in part."""
     for i, term in enumerate(terms):
         for j, alias in enumerate(term.aliases):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from bindscope.errors import RequestError, UnknownName
 from bindscope.prompts.check import check, look_alike
 from bindscope.records import Opening, Question, Rubric, Term
-from bindscope.yamlfile import Source
+from bindscope.yamlfile import YamlFile
 
 
 class _Row(BaseModel):
@@ -102,7 +102,7 @@ class Library:
 
 def read(path: Path) -> Library:
     """Read and check one YAML file of terms. Raises RequestError that names the file, the line and the entry."""
-    source = Source(path)
+    source = YamlFile(path)
     file = source.parse(_File)
     answers: dict[tuple[str, str], str] = {}
     for i, row in enumerate(file.terms):
@@ -131,7 +131,7 @@ def read(path: Path) -> Library:
     return Library(terms, sets)
 
 
-def _term(row: _Term, i: int, answers: dict[tuple[str, str], str], source: Source) -> Term:
+def _term(row: _Term, i: int, answers: dict[tuple[str, str], str], source: YamlFile) -> Term:
     questions, near = [], set(row.near)
     for j, q in enumerate(row.recognition):
         wrong, place = list(q.wrong), ("terms", i, "recognition", j)
