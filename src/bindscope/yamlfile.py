@@ -1,7 +1,7 @@
 """YAML files checked against a pydantic schema, with errors that name the file and the line.
 
-Files are read as YAML 1.2 with `ruamel.yaml` on top of libyaml: the text is parsed once, and the parsed nodes give both
-the values and their lines. A key that occurs twice is refused, where most readers keep the last one silently.
+Files are read as YAML 1.2 with `ruamel.yaml` on top of libyaml. One tree of nodes gives both the values and their
+lines. A key that occurs twice is refused, where most readers keep the last one silently.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from bindscope.errors import RequestError
@@ -24,6 +25,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[str | int, ...]
 #: The largest file that is read, in bytes; the largest one that ships with bindscope has 0.1 MB.
 MAX_BYTES = 8_000_000
+#: The deepest nesting that is read. libyaml's binding recurses in C, and a file of brackets would end the process.
+MAX_DEPTH = 100
 
 
 class YamlFile:
@@ -38,16 +41,18 @@ class YamlFile:
         self.path = path
         yaml = YAML(typ="safe")
         try:
-            self._root: Node | None = yaml.compose(_text(path))
+            text = _text(path)
+            _check_depth(text)
+            self._root: Node | None = yaml.compose(text)
             self.data: Any = None if self._root is None else yaml.constructor.construct_document(self._root)
         except DuplicateKeyError as error:
             line = error.problem_mark.line + 1
             key = str(error.problem).removeprefix("found duplicate key ").partition(" with value")[0].strip('"')
             raise RequestError(f"{path}:{line}: the key {key!r} occurs twice; keep one of the two") from error
-        except (OSError, UnicodeDecodeError, YAMLError, ValueError, RecursionError) as error:
+        except (OSError, UnicodeDecodeError, YAMLError, ValueError) as error:
             line = getattr(getattr(error, "problem_mark", None), "line", None)
             place = f"{path}" if line is None else f"{path}:{line + 1}"
-            reason = getattr(error, "problem", None) or " ".join(str(error).split())
+            reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise RequestError(f"cannot read {place}: {reason}") from error
 
     def parse(self, schema: type[Model]) -> Model:
@@ -90,6 +95,15 @@ def _text(path: Path) -> str:
     if size > MAX_BYTES:
         raise ValueError(f"it has {decimal(size)}, and files of up to {decimal(MAX_BYTES)} are read; split it")
     return path.read_text(encoding="utf-8")
+
+
+def _check_depth(text: str) -> None:
+    """Raises ValueError for lists and mappings nested too deeply, from libyaml's events, which need no recursion."""
+    depth = 0
+    for event in YAML(typ="safe").parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its lists and mappings are nested more than {MAX_DEPTH} deep")
 
 
 def first_error(error: ValidationError, schema: type[BaseModel]) -> tuple[Place, str]:
