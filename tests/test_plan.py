@@ -182,7 +182,7 @@ def test_a_plan_on_the_screen_and_as_json(
     for part in ("15 units: 3 checkpoints x binding", "5 recognition", "free in", "Missing of a: time: none"):
         assert part in shown
     assert main(["plan", "nothing"]) == 2
-    assert "unknown study" in capsys.readouterr().err
+    assert "unknown experiment" in capsys.readouterr().err
 
 
 def test_the_whole_study_is_planned_without_a_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import models
 from bindscope import experiment as experiments
 from bindscope.checkpoints.load import load
-from bindscope.checkpoints.suites import catalogued, one, suite, suites
+from bindscope.checkpoints.suites import catalogued, from_folder, one, suite, suites
+from bindscope.checkpoints.tokenizer import load_tokenizer
 from bindscope.cli import main
 from bindscope.errors import BindscopeError, ModelError, RequestError, UnknownName
 from bindscope.execute.sweep import plan as _plan
@@ -62,9 +63,9 @@ def test_every_row_of_the_catalogue() -> None:
     whole = catalogued()
     assert len({s.name for s in whole}) == len(whole) > 30
     for found in whole:
-        assert found.row is not None
-        assert found.row.parameters
-        assert found.row.licence
+        assert found.entry is not None
+        assert found.entry.parameters
+        assert found.entry.licence
         steps = [ref.step for ref in found.checkpoints]
         assert steps == sorted(steps, key=lambda s: (s is not None, s))
         assert all(ref.tokens is None or ref.step is not None for ref in found.checkpoints)
@@ -98,6 +99,23 @@ def test_one_checkpoint_of_a_run_takes_the_tokenizer_above_it(suite_folder: Path
     assert one(str(other))[0].tokenizer is None
 
 
+def test_a_checkpoint_with_a_tokenizer_of_its_own_uses_it(suite_folder: Path, tmp_path: Path) -> None:
+    """Under a parent with another tokenizer too; a parent with vocab.json and merges.txt alone has one."""
+    folder = Path(shutil.copytree(suite_folder, tmp_path / "run"))
+    own = models.tokenizer(["entirely other words for another vocabulary"], 300)
+    own.save_pretrained(folder / "checkpoint-10")
+    first, second = from_folder(folder).checkpoints
+    assert (first.tokenizer, second.tokenizer) == (str(folder), None)
+    assert one(str(folder / "checkpoint-10"))[0].tokenizer is None
+    text = "a screen reader"
+    assert load_tokenizer(folder / "checkpoint-10", "x")(text)["input_ids"] == own(text)["input_ids"]
+    (folder / "tokenizer.json").rename(folder / "kept.json")
+    assert from_folder(folder).checkpoints[0].tokenizer is None
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_text("")
+    assert from_folder(folder).checkpoints[0].tokenizer == str(folder)
+
+
 def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
     (few,) = suites("pythia-1b@143000,step15000")
     assert [ref.step for ref in few.checkpoints] == [15000, 143000]
@@ -115,7 +133,7 @@ def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
     [
         ("a:\n  repo: org/a\n  revisions: [0, 1]", 3, "the revision 0 is a number"),
         ("a:\n  repo: org/a\n  branch: step\n", 3, "{step}"),
-        ("a:\n  repo: org/a\n  branch: s{step}\n  revisions: [5, 0]", 4, "step 0 stands behind a later one"),
+        ("a:\n  repo: org/a\n  branch: s{step}\n  revisions: [5, 0]", 4, "step 0 comes after a later one"),
         ("a:\n  repo: org/a\n  revisions: [x, x]", 3, "'x' is there twice"),
         ("a:\n  repo: org/a\n  revisions: [[x, 1, 2, 3]]", 3, "got ['x', 1, 2, 3]"),
         ("a:\n  repo: org/a\n  revisions: [[x, true]]", 3, "got ['x', True]"),

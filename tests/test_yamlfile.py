@@ -102,7 +102,7 @@ def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
     for name in ("pipe.yaml", "zero.yaml"):
         with pytest.raises(RequestError, match="not a regular file"):
             YamlFile(tmp_path / name)
-    with pytest.raises(RequestError, match="cannot read .*No such file"):
+    with pytest.raises(RequestError, match=r"cannot read .*No such file"):
         YamlFile(tmp_path / "absent.yaml")
     with pytest.raises(RequestError, match="cannot read"):
         YamlFile(tmp_path)

@@ -118,7 +118,7 @@ def measure(
 
     with waiting(f"loading {model}"):
         loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
-    for note in loaded.sources.notes if loaded.sources else ():
+    for note in loaded.files.notes if loaded.files else ():
         _complain(note)
     with waiting("measuring"):
         found = look(loaded, wanted, prompt)
@@ -140,7 +140,7 @@ def audit(
     """How tokenizers cut each term, whether it can be measured, and which control groups match it in tokens."""
     import pandas as pd
 
-    from bindscope.checkpoints.tokenizer import tokenizer
+    from bindscope.checkpoints.tokenizer import tokenizer_by_name
     from bindscope.prompts.audit import audit as audit_terms
     from bindscope.prompts.audit import by_k, unmatched, write
     from bindscope.prompts.library import control_groups, library
@@ -150,7 +150,7 @@ def audit(
     wanted = resolve(terms or ["a11y-41"])
     named = "terms" if terms else "a11y-41"
     groups = {named: wanted} | {g: library().select(g) for g in control_groups() if g not in (terms or ())}
-    loaded = {name: tokenizer(name) for name in models}
+    loaded = {name: tokenizer_by_name(name) for name in models}
     table = pd.concat([audit_terms(words, name, wanted) for name, words in loaded.items()], ignore_index=True)
     if out is None:
         audit_table(table)
@@ -285,7 +285,7 @@ def replicate(
 
     words = None
     if tokenizer is not None:
-        from bindscope.checkpoints.tokenizer import tokenizer as load_tokenizer
+        from bindscope.checkpoints.tokenizer import tokenizer_by_name as load_tokenizer
 
         words = load_tokenizer(tokenizer)
     found = compute(data, words)

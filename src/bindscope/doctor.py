@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import HfApi, constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bindscope.checkpoints.disk import cache_dir
 from bindscope.checkpoints.files import HTTP_ERROR, identify
-from bindscope.checkpoints.load import cache_dir, pick_device, pick_dtype
+from bindscope.checkpoints.load import pick_device, pick_dtype
 from bindscope.checkpoints.suites import suite
 from bindscope.engine.selfcheck import self_check
 from bindscope.errors import BindscopeError

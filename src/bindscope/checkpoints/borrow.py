@@ -94,7 +94,7 @@ def borrowed(
                 if before.call is not None:
                     before.part._compiled_call_impl = None
             ref = CheckpointRef(name, name, None if step is None else f"step{step}", step)
-            yield Loaded(plain, tokenizer, ref, None, bos)
+            yield Loaded(model=plain, tokenizer=tokenizer, ref=ref, files=None, bos=bos)
         finally:
             for before in parts:
                 before.restore()

@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 
 from bindscope.errors import MeasureError, RequestError, StoreError
-from bindscope.execute.ahead import bring, remove
+from bindscope.execute.downloads import fetch_checkpoint, remove_checkpoint
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import Job, Result, attempt, hardware
 from bindscope.experiment import Experiment
@@ -124,9 +124,9 @@ def _unit(job: Job, prompts: tuple[Prompt, ...], place: _Place) -> _Found:
 def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -> Result:
     """A lost worker may have stored a part already."""
     left = {name: key for name, key in job.keys.items() if store.fault(job.ref, name, key) is not None}
-    result = attempt(replace(job, keys=left), prompts, store, arrive=lambda: bring(job.sources, store))
+    result = attempt(replace(job, keys=left), prompts, store, arrive=lambda: fetch_checkpoint(job.sources, store))
     if evict:
-        remove(job.sources, store)
+        remove_checkpoint(job.sources, store)
     return result
 
 

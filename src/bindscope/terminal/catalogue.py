@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bindscope.checkpoints.disk import told
 from bindscope.checkpoints.suites import Suite
 from bindscope.records import CheckpointRef
 
@@ -28,7 +28,7 @@ def catalogue(suites: Sequence[Suite]) -> None:
     above: set[str] = set()
     for suite in suites:
         where = _home(suite.checkpoints[-1]) if suite.checkpoints else "not installed"
-        size = short(suite.row.parameters) if suite.row else "?"
+        size = short(suite.entry.parameters) if suite.entry else "?"
         line = f"{suite.name:<25}{len(suite.checkpoints):>11}  {size:>10}  {_seen(suite):<18}{where}"
         _OUT.print(line, markup=False, soft_wrap=True)
         notes = dict.fromkeys(_notes(suite))
@@ -76,10 +76,10 @@ def cost(plan: Plan) -> None:
             why.setdefault(reason, []).append(c.suite)
     for reason, suites in why.items():
         _OUT.print(f"Missing of {', '.join(suites)}: {reason}.", markup=False, soft_wrap=True)
-    need = "unknown" if plan.download is None else told(plan.download)
+    need = "unknown" if plan.download is None else decimal(plan.download)
     room = "" if plan.download is None or plan.download <= plan.free else "; not all of them at a time"
     _OUT.print(
-        f"\nDisk: {need} to download, {told(plan.free)} free in {plan.cache}{room}.", markup=False, soft_wrap=True
+        f"\nDisk: {need} to download, {decimal(plan.free)} free in {plan.cache}{room}.", markup=False, soft_wrap=True
     )
     if plan.seconds is not None:
         where = f"{plan.device}, {plan.dtype}"
@@ -91,9 +91,9 @@ def cost(plan: Plan) -> None:
 
 
 def _amounts(c: Cost) -> tuple[str, str, str, str, str]:
-    size = "?" if c.download is None else f"{'~' if c.by == 'catalogue' else ''}{told(c.download)}"
+    size = "?" if c.download is None else f"{'~' if c.by == 'catalogue' else ''}{decimal(c.download)}"
     read, written = ("?", "?") if c.work is None else (short(c.work.read), short(c.work.written))
-    held = " + ".join("?" if n is None else told(n) for n in (c.memory.weights, c.memory.batch))
+    held = " + ".join("?" if n is None else decimal(n) for n in (c.memory.weights, c.memory.batch))
     return size, read, written, held, "?" if c.seconds is None else duration(c.seconds)
 
 
@@ -106,7 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def _facts(suite: Suite) -> Iterator[tuple[str, str]]:
-    row = suite.row
+    row = suite.entry
     if suite.checkpoints:
         first = suite.checkpoints[0]
         yield (
@@ -127,14 +127,14 @@ def _facts(suite: Suite) -> Iterator[tuple[str, str]]:
 
 
 def _notes(suite: Suite) -> Iterator[str]:
-    if suite.row is None:
+    if suite.entry is None:
         return
-    if not suite.checkpoints and suite.row.install:
-        yield f"to install it: {suite.row.install}"
-    if suite.row.faults:
-        yield f"faults: {suite.row.faults}"
-    if suite.row.note:
-        yield suite.row.note
+    if not suite.checkpoints and suite.entry.install:
+        yield f"to install it: {suite.entry.install}"
+    if suite.entry.faults:
+        yield f"faults: {suite.entry.faults}"
+    if suite.entry.note:
+        yield suite.entry.note
 
 
 def _seen(suite: Suite) -> str:

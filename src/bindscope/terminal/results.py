@@ -21,7 +21,7 @@ from bindscope.records import CheckpointRef
 from bindscope.report.text import chance
 
 if TYPE_CHECKING:
-    from bindscope.checkpoints.fingerprint import Verified
+    from bindscope.checkpoints.fingerprint import VerifiedSuite
     from bindscope.checkpoints.load import Loaded
     from bindscope.checkpoints.suites import Suite
     from bindscope.doctor import Finding
@@ -308,7 +308,7 @@ def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
     return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
 
 
-def verification(suite: Suite, found: Verified) -> None:
+def verification(suite: Suite, found: VerifiedSuite) -> None:
     """A line for every checkpoint of a suite, what is wrong with it below."""
     prints, faults = {p.ref: p for p in found.prints}, dict(found.faults)
     for ref in suite.checkpoints:
