@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import models
+import tokenizers_made
 from bindscope.cli import main
 from bindscope.engine.prepare import neutral_text
 from bindscope.prompts.build import build
@@ -33,6 +34,12 @@ def shared(*parts: str) -> Path:
 def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     """Each of five real tokenizers."""
     return PreTrainedTokenizerFast(tokenizer_file=str(shared("tokenizers", request.param, "tokenizer.json")))
+
+
+@pytest.fixture(scope="session", params=tokenizers_made.KINDS)
+def made_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """Each kind of tokenizer that published models use, with a small vocabulary made on the spot."""
+    return tokenizers_made.made(request.param)
 
 
 @pytest.fixture(scope="session")

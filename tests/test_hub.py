@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -222,7 +223,13 @@ def test_names_from_outside_cannot_leave_the_cache(hub: Hub, zoo: Zoo, monkeypat
     _fails(_ref("../../x"), "'../../x' is not a revision of")
     assert not hub.requests
     info = HfApi.model_info
-    monkeypatch.setattr(HfApi, "model_info", lambda *a, **k: replace(info(*a, **k), sha="../../x"))
+
+    def hostile(*args: Any, **options: Any) -> Any:
+        answer = info(*args, **options)
+        answer.sha = "../../x"
+        return answer
+
+    monkeypatch.setattr(HfApi, "model_info", hostile)
     _fails(_ref("step1"), "'../../x' as the commit of", hub.url)
 
 
