@@ -113,9 +113,13 @@ def first_error(error: ValidationError, schema: type[BaseModel]) -> tuple[Place,
     if first["type"] == "extra_forbidden":
         return place, f"unknown field {place[-1]!r}{_hint(schema, place)}"
     value = first.get("input")
-    shown = f", got {value!r}" if isinstance(value, str | int | float | bool) else ""
+    shown = f", got {_shortened(repr(value))}" if isinstance(value, str | int | float | bool) else ""
     where = ".".join(str(part) for part in place)
     return place, f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _shortened(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 def _hint(schema: type[BaseModel], place: Place) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from bindscope.errors import PromptError
-from bindscope.prompts.jsonl import rows
+from bindscope.prompts.jsonl import to_json
 from bindscope.records import Prompt, Task
 
 
@@ -77,4 +77,4 @@ def table(prompts: Iterable[Prompt], task: Task) -> pa.Table:
     mine = [prompt for prompt in prompts if prompt.task == task]
     if odd := next((p for p in mine if task == "recognition" and p.text[-1:].isspace()), None):
         raise PromptError(f"the prompt {odd.id!r} ends in white space, and each choice follows a space; remove it")
-    return pa.Table.from_pylist([_DEFAULTS | row for row in rows(mine)], schema(task))
+    return pa.Table.from_pylist([_DEFAULTS | row for row in to_json(mine)], schema(task))
