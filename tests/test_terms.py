@@ -213,7 +213,7 @@ _HEAD = "name: x\nterms:\n  - {name: a b"
         (_HEAD + ", recognition: [{kind: k, stem: t, answer: u}]}", "wrong"),
         (
             _HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong_from: [c]}]}",
-            "`wrong_from` names 'c', which asks no",
+            "`wrong_from` names 'c', which has no",
         ),
         (_HEAD + ", recognition: [{kind: k, stem: the a b is, answer: u, wrong: [u]}]}", "occurs twice"),
         ("name: [", "cannot read"),

@@ -142,7 +142,7 @@ def audit(
 
     from bindscope.checkpoints.tokenizer import tokenizer_by_name
     from bindscope.prompts.audit import audit as audit_terms
-    from bindscope.prompts.audit import by_k, unmatched, write
+    from bindscope.prompts.audit import by_k, unmatched, write_csv
     from bindscope.prompts.library import control_groups, library
     from bindscope.quick import resolve
     from bindscope.terminal.results import audit_table, group_table
@@ -155,7 +155,7 @@ def audit(
     if out is None:
         audit_table(table)
     else:
-        write(table, out)
+        write_csv(table, out)
         print(f"{len(table)} rows in {out}")
     for name, words in loaded.items():
         counts = by_k(words, groups)
