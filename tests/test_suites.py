@@ -142,11 +142,12 @@ def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
         ("a:\n  repo: org/a\n  revisions: [['', 1]]", 3, "got ['', 1]"),
         ("a:\n  repo: org/a\n  revisions: x", 3, "a list"),
         ("{}", 1, "at least 1"),
-        ("", 1, "dictionary"),
+        ("", 1, "the file must be a mapping (`key: value`), got nothing"),
+        ("- a\n- b", 1, "the file must be a mapping (`key: value`), got a list of 2 entries"),
         ("a:\n  repo: org/a\n  licens: MIT", 3, "did you mean 'licence'"),
         ("a:\n  repo: org/a\n  bos: yes please", 3, "'yes please'"),
         ("a:\n  repo: org/a\na:\n  repo: org/b", 3, "'a' occurs twice"),
-        ("a: org/a", 1, "a"),
+        ("a: org/a", 1, "a must be a mapping (`key: value`), got 'org/a'"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path: Path, rows: str, line: int, message: str) -> None:
@@ -169,6 +170,14 @@ def test_places_that_a_row_can_name(tmp_path: Path, suite_folder: Path) -> None:
         (tmp_path / "t.yaml").write_text(f"a: {{repo: '{place}'}}")
         with pytest.raises(ModelError, match="there is no folder"):
             suites(str(tmp_path / "t.yaml"))
+
+
+def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("nofolder/checkpoint-400", "runs/first"):
+        with pytest.raises(ModelError, match=f"there is no folder {tmp_path}/{name}"):
+            suite(name)
 
 
 def test_a_study_on_suites_of_ones_own(

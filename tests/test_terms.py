@@ -219,7 +219,7 @@ _HEAD = "name: x\nterms:\n  - {name: a b"
         ("name: [", "cannot read"),
         ("name: x\nterms:\n  - a b\n  - a b", "4: the term 'a b' is defined twice"),
         ("name: x\nname: y\nterms: [a b]", "2: the key 'name' occurs twice"),
-        ("name: x.yaml\nterms: [a b]", "1: name: the name of a term file is that of a set"),
+        ("name: x.yaml\nterms: [a b]", "1: name: the name of a term file is the name of a set"),
         (_HEAD + ", generation: [{kind: k, prompt: something else is}]}", "does not occur in 'something else is'"),
         (_HEAD + ", exemplar: This one lacks it.}", "does not occur in 'This one lacks it.'"),
         (_HEAD + ", written: b a}", "does not occur in 'b a'"),

@@ -113,9 +113,19 @@ def first_error(error: ValidationError, schema: type[BaseModel]) -> tuple[Place,
     if first["type"] == "extra_forbidden":
         return place, f"unknown field {place[-1]!r}{_hint(schema, place)}"
     value = first.get("input")
+    if first["type"] in ("model_type", "dict_type"):
+        where = ".".join(str(part) for part in place) or "the file"
+        return place, f"{where} must be a mapping (`key: value`), got {_kind(value)}"
     shown = f", got {_shortened(repr(value))}" if isinstance(value, str | int | float | bool) else ""
     where = ".".join(str(part) for part in place)
     return place, f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in YAML's words."""
+    if value is None:
+        return "nothing"
+    return f"a list of {len(value)} entries" if isinstance(value, list) else _shortened(repr(value))
 
 
 def _shortened(text: str, limit: int = 120) -> str:

@@ -222,6 +222,8 @@ def _local(path: Path) -> Suite | None:
 def _hub(name: str, path: Path) -> Suite:
     if path.suffix == ".gguf" or name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"there is no file or folder {path.absolute()}")
+    if _STEP.fullmatch(path.name) or (path.parent.is_dir() and path.parent != Path()):
+        raise ModelError(f"there is no folder {path.absolute()}; give the folder of a run, or of one checkpoint in it")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Suite(name, (CheckpointRef(name, name),))
     raise UnknownName("model", name, names(), "(a folder, a .gguf file or a hub id such as org/name works too)")
