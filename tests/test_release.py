@@ -171,7 +171,7 @@ def test_the_wheel_runs_on_its_own(alone: dict[str, str]) -> None:
     words = [["--help"], ["doctor"], ["measure", "tiny", "screen reader"]]
     ran = _alone(alone, f"from bindscope.cli import main; sys.exit(max(main(words) for words in {words!r}))")
     assert ran.returncode == 0, ran.stderr
-    for shown in ("Commands:", "tiny: 12 checkpoints at hand", "EB* 0.656"):
+    for shown in ("Commands:", "tiny: 12 checkpoints on this machine", "EB* 0.656"):
         assert shown in ran.stdout
 
 

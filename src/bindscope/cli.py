@@ -1,4 +1,7 @@
-"""The command line: parse, call one public function, print. Exit codes: 0 done, 1 incomplete, 2 wrong request."""
+"""The command line: each command parses, calls one function of the package, and prints.
+
+Exit codes: 0 done; 1 incomplete, and what was finished is kept; 2 the request is wrong, with one line on stderr.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
-from bindscope.records import Bos, Dtype
+from bindscope.terminal import options
 
 if TYPE_CHECKING:
     from bindscope.stats.analysis import Analysis
@@ -33,40 +36,29 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
-_ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
-_RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
-_TO = "Tasks for lm-evaluation-harness, a Hugging Face dataset, or the tables of results for DuckDB and pandas."
-_EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
 class _OfExperiments(TyperCommand):
-    """A command that takes a study; its help lists those that are built in."""
+    """A command that takes an experiment; its help lists those that are built in."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from bindscope import experiment
 
-        with formatter.section("Studies"):
+        with formatter.section("Experiments"):
             formatter.write_dl([(name, experiment.load(name).about) for name in experiment.names()])
-
-
-_Experiment = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
-_Protocol = Annotated[
-    Literal["published", "controlled"] | None, typer.Option(help="In place of the study's own protocol.")
-]
-_Suites = Annotated[list[str] | None, typer.Option(help="In place of the study's own suites; repeat for several.")]
 
 
 @app.command(cls=_OfExperiments)
 def run(
-    experiment: _Experiment,
-    out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
-    protocol: _Protocol = None,
-    suites: _Suites = None,
-    accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
-    evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
-    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
+    experiment: options.Experiment,
+    out: options.Out,
+    protocol: options.Protocol = None,
+    suites: options.Suites = None,
+    accept_flags: options.AcceptFlags = False,
+    evict: options.Evict = False,
+    ray: options.Ray = None,
 ) -> int:
-    """Measure every checkpoint of a study, store the results and write report.html."""
+    """Measure every checkpoint of an experiment, store the results and write report.html."""
     from bindscope import experiment as experiments
     from bindscope.checkpoints.suites import suites as suites_of
     from bindscope.terminal.results import Progress, outcome
@@ -77,67 +69,60 @@ def run(
         suites_of(name)
     store = _store(out)
     from bindscope.execute.sweep import Options
-    from bindscope.report.files import write
+    from bindscope.report.files import write as write_report
 
-    options = Options(accept_flags, evict)
+    choices = Options(accept_flags, evict)
     with store.lock():
         with Progress() as progress:
             if ray is None:
                 from bindscope.execute import local
 
-                result = local.run(wanted, store, progress, options)
+                result = local.run(wanted, store, progress, choices)
             else:
                 from bindscope.execute import ray as cluster
 
-                result = cluster.run(wanted, store, progress, options, ray)
+                result = cluster.run(wanted, store, progress, choices, address=ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         answers, found = _answers(store)
-        outcome(store, result, write(store, found)[0], answers)
+        outcome(store, result, write_report(store, found)[0], answers)
     return 1 if result.errors else 0
 
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help="Catalogue name, local folder, .gguf file or hub id (org/name).")],
-    terms: Annotated[list[str], typer.Argument(help='Terms ("screen reader") or term sets (pilot-3).')],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag, commit, checkpoint name or step.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="A text of your own that holds the terms.")] = None,
-    bos: Annotated[Bos | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    model: options.Model,
+    terms: options.Terms,
+    revision: options.Revision = None,
+    prompt: options.Prompt = None,
+    bos: options.BosToken = None,
+    dtype: options.NumberFormat = "auto",
+    as_json: options.Json = False,
 ) -> None:
-    """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
+    """How strongly the heads of one checkpoint bind each term, beside other words of the same texts."""
     from bindscope.checkpoints.suites import one
     from bindscope.quick import look, plain, resolve
 
     wanted = resolve(terms)
     ref, suite = one(model, revision)
     from bindscope.checkpoints.load import load
-    from bindscope.terminal.results import looks, waiting
+    from bindscope.terminal.results import show_terms, waiting
 
     with waiting(f"loading {model}"):
         loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
     for note in loaded.files.notes if loaded.files else ():
-        _complain(note)
+        _print_error(note)
     with waiting("measuring"):
         found = look(loaded, wanted, prompt)
     if as_json:
         print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
     else:
-        looks(loaded, found)
+        show_terms(loaded, found)
 
 
 @app.command()
-def audit(
-    models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
-    terms: Annotated[
-        list[str] | None,
-        typer.Option(help="Term set, term or .yaml file of terms; repeat for several. a11y-41 if left out."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
-) -> None:
-    """How tokenizers cut each term, whether it can be measured, and which control groups match it in tokens."""
+def audit(models: options.Tokenizers, terms: options.AuditTerms = None, out: options.CsvFile = None) -> None:
+    """Show how tokenizers cut each term, and which control groups have expressions of as many tokens."""
     import pandas as pd
 
     from bindscope.checkpoints.tokenizer import tokenizer_by_name
@@ -164,12 +149,12 @@ def audit(
 
 @app.command()
 def suites(
-    name: Annotated[str | None, typer.Argument(help="One suite, in full: its revisions, size, known faults.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Fingerprint the weights of every checkpoint.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="With --verify: compare tensors too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    name: options.SuiteName = None,
+    verify: options.Verify = False,
+    download: options.Download = False,
+    as_json: options.Json = False,
 ) -> int:
-    """The catalogue of checkpoint suites, or one suite (by name, YAML file, folder or hub id), and its weights."""
+    """List the models in the catalogue with their training checkpoints, or show one of them in full."""
     if verify or download:
         return _verify(name, download)
     from bindscope.checkpoints.suites import catalogued
@@ -187,7 +172,7 @@ def suites(
 
 
 def _verify(name: str | None, download: bool) -> int:
-    """Every checkpoint of a suite with commit, fingerprint and flags; 1 where there are flags or faults."""
+    """Print every checkpoint of a suite with commit, fingerprints and warnings; exit code 1 where there are some."""
     from bindscope.checkpoints.suites import suite
     from bindscope.terminal.results import verification
 
@@ -203,16 +188,14 @@ def _verify(name: str | None, download: bool) -> int:
 
 @app.command(cls=_OfExperiments)
 def plan(
-    experiment: _Experiment,
-    protocol: _Protocol = None,
-    suites: _Suites = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no hub: sizes come from cache and catalogue.")
-    ] = False,
-    probe: Annotated[bool, typer.Option(help="Time two prompts on a checkpoint of each suite that is here.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    experiment: options.Experiment,
+    protocol: options.Protocol = None,
+    suites: options.Suites = None,
+    offline: options.Offline = False,
+    probe: options.Probe = True,
+    as_json: options.Json = False,
 ) -> None:
-    """What a study would cost: checkpoints, prompts, downloads, disk, memory, time. Nothing is run."""
+    """Estimate what an experiment needs: checkpoints, prompts, downloads, disk, memory, time. Nothing is measured."""
     from bindscope import experiment as experiments
 
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
@@ -230,18 +213,15 @@ def plan(
 
 
 @app.command()
-def analyse(
-    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
+def analyse(folder: options.Results, as_json: options.Json = False) -> None:
+    """Test every claim of the reference study on stored results; tables go to FOLDER/analysis."""
     from bindscope.stats.analysis import analyse as compute
-    from bindscope.stats.analysis import write
+    from bindscope.stats.analysis import write as write_tables
     from bindscope.terminal.results import analysis
 
     store = _store(folder, create=False)
     found = compute(store)
-    files = write(found, store)
+    files = write_tables(found, store)
     if as_json:
         print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in found.tables().items()}, indent=1))
     else:
@@ -249,13 +229,9 @@ def analyse(
 
 
 @app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
-    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two instead.")] = None,
-    paper: Annotated[bool, typer.Option("--pdf", help="Typeset paper.pdf too.")] = False,
-) -> None:
-    """Write report.html, figures/ and tables/ again from stored results, or compare two folders; no model is needed."""
-    from bindscope.report.files import write
+def report(folder: options.Results, other: options.OtherResults = None, paper: options.Pdf = False) -> None:
+    """Write report.html, figures/ and tables/ again from stored results, or compare two runs. No model is needed."""
+    from bindscope.report.files import write as write_report
 
     store = _store(folder, create=False)
     if other is not None:
@@ -266,20 +242,18 @@ def report(
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
         compared(*comparison.write(store, _store(other, create=False)))
         return
-    for path in write(store, _answers(store)[1], paper):
+    for path in write_report(store, _answers(store)[1], paper):
         print(path)
 
 
 @app.command()
 def replicate(
-    data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="Folder with the reference study's result files.")],
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the Pythia models, to check the published spans.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write every table as a CSV file into this folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    data: options.ReferenceData,
+    tokenizer: options.PythiaTokenizer = None,
+    out: options.CsvFolder = None,
+    as_json: options.Json = False,
 ) -> None:
-    """The reference study's published numbers from its own data, as published and as controlled."""
+    """Compute the published numbers of the reference study (Tran 2026) again from its own result files."""
     from bindscope.replicate import replicate as compute
     from bindscope.replicate.show import show, to_csv, to_dict
 
@@ -298,20 +272,16 @@ def replicate(
 
 
 @app.command(cls=_OfExperiments)
-def export(
-    source: Annotated[str, typer.Argument(help="A study; for parquet, the results folder of a run.")],
-    to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help=_TO)],
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-) -> None:
-    """Write a study's prompts for lm-eval or as a dataset, or a run's results as one Parquet file a table."""
-    from bindscope.export import export as write
+def export(source: options.ExportSource, to: options.Target, out: options.NewFolder) -> None:
+    """Write the prompts of an experiment for other programs, or the results of a run as Parquet files."""
+    from bindscope.export import export as write_export
 
-    print(*write(source, to, out), sep="\n")
+    print(*write_export(source, to, out), sep="\n")
 
 
 @app.command()
 def doctor() -> int:
-    """The environment: versions, devices, the attention hook, the hub, disk."""
+    """Check the environment: versions, devices, the attention hook, the hub, disk space."""
     from bindscope.doctor import examine
     from bindscope.terminal.results import findings
 
@@ -319,17 +289,18 @@ def doctor() -> int:
 
 
 def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
-    """The folder with every claim's tables, and the analysis; nothing for a run that asks no recognition questions."""
-    from bindscope.stats.analysis import analyse, write
+    """The folder with the tables of every claim, and the analysis; None for a run without recognition questions."""
+    from bindscope.stats.analysis import analyse
+    from bindscope.stats.analysis import write as write_tables
 
     if store.read("recognition").empty:
         return None, None
     found = analyse(store)
-    return Path(write(found, store)[0]).parent, found
+    return Path(write_tables(found, store)[0]).parent, found
 
 
 def _store(folder: Path, create: bool = True) -> Store:
-    """A results folder that cannot be used is a wrong request, unlike a disk that fills up later."""
+    """Open a results folder. One that cannot be used is a wrong request, unlike a disk that fills up later."""
     from bindscope.store import Store
 
     try:
@@ -339,7 +310,7 @@ def _store(folder: Path, create: bool = True) -> Store:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; every foreseen error is one line on stderr."""
+    """Run the command line and return its exit code. Every expected error is one line on stderr."""
     from bindscope import __version__
 
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -351,17 +322,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
         # What the command returned; typer turns Ctrl-C into 130.
-        code = app(_started(words), standalone_mode=False) or 0
+        code = app(_with_ray_address(words), standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():
-            _complain(error.format_message())
+            _print_error(error.format_message())
         return 2
     except RequestError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return 2
     except BindscopeError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return 1
     except (KeyboardInterrupt, Abort):
         code = _INTERRUPTED
@@ -369,17 +340,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _abandon_output()
         return 0
     except OSError as error:
-        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        _print_error(f"{error.filename or 'output'}: {error.strerror or error}")
         _abandon_output()
         return 1
     if code == _INTERRUPTED:
         kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
-        _complain(f"interrupted{kept}")
+        _print_error(f"interrupted{kept}")
     return int(code)
 
 
-def _started(words: Sequence[str]) -> list[str]:
-    """--ray without an address means a cluster of its own: typer knows no options whose value may be left out."""
+def _with_ray_address(words: Sequence[str]) -> list[str]:
+    """Write --ray without an address as --ray local: typer has no options whose value may be left out."""
     out = []
     for word, following in zip_longest(words, words[1:], fillvalue="-"):
         out += ["--ray", "local"] if word == "--ray" and following.startswith("-") else [word]
@@ -387,12 +358,12 @@ def _started(words: Sequence[str]) -> list[str]:
 
 
 def _abandon_output() -> None:
-    """Python flushes stdout once more at its end, and would fail again."""
+    """Send stdout to /dev/null: Python flushes it once more when it exits, and would fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # a stream without a file beneath it
         return
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"bindscope: {' '.join(message.split())}", file=sys.stderr)
