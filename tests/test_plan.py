@@ -180,7 +180,8 @@ def test_a_plan_on_the_screen_and_as_json(
     assert main(["plan", str(tmp_path / "s.yaml"), "--protocol", "published"]) == 0
     shown = capsys.readouterr().out
     for part in ("15 units: 3 checkpoints x binding", "5 recognition", "free in", "Missing of a: time: none"):
-        assert part in shown
+        assert part in " ".join(shown.split())
+    assert max(map(len, shown.split("free in")[0].splitlines())) <= 80
     assert main(["plan", "nothing"]) == 2
     assert "unknown experiment" in capsys.readouterr().err
 

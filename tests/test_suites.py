@@ -246,8 +246,10 @@ def test_a_protocol_that_does_not_fit_is_named(capsys: pytest.CaptureFixture[str
 def test_the_listing_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["suites"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [text for text in lines if text.startswith("olmo-1b ")]
-    assert line.split() == ["olmo-1b", "8", "1.18", "B", "4", "B", "to", "3.09", "T", "allenai/OLMo-1B-hf"]
+    (at,) = [i for i, text in enumerate(lines) if text.startswith("olmo-1b ")]
+    assert lines[at].split() == ["olmo-1b", "8", "1.18", "B", "4", "B", "to", "3.09", "T"]
+    assert lines[at + 1].split() == ["allenai/OLMo-1B-hf"]
+    assert max(map(len, lines)) <= 80
     assert any("one blob for every step" in text for text in lines)
     assert main(["suites", "olmo-1b"]) == 0
     shown = capsys.readouterr().out

@@ -23,13 +23,13 @@ _OUT = Console(highlight=False)
 
 
 def catalogue(suites: Sequence[Suite]) -> None:
-    """Print a line for each suite, with faults and notes below where they are not those of the suite before it."""
-    _OUT.print(f"{'suite':<25}{'checkpoints':>11}  {'parameters':>10}  {'tokens seen':<18}where", markup=False)
+    """Print a line for each suite, with its faults and notes below where the suite before has others."""
+    _OUT.print(f"{'suite':<25}{'checkpoints':>11}  {'size':>7}  {'tokens seen':<17}where", markup=False)
     before: set[str] = set()
     for suite in suites:
         where = _home(suite.checkpoints[-1]) if suite.checkpoints else "not installed"
         size = short(suite.entry.parameters) if suite.entry else "?"
-        line = f"{suite.name:<25}{len(suite.checkpoints):>11}  {size:>10}  {_tokens_seen(suite):<18}"
+        line = f"{suite.name:<25}{len(suite.checkpoints):>11}  {size:>7}  {_tokens_seen(suite):<17}"
         if len(line) + len(where) > _OUT.width:
             line = f"{line.rstrip()}\n    "
         _OUT.print(line + where, markup=False, soft_wrap=True)
@@ -67,7 +67,7 @@ def cost(plan: Plan) -> None:
     _OUT.print(f"{plan.units:,} units: {checkpoints} checkpoints x {', '.join(plan.tables)}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("suite", overflow="fold")
-    for name in ("here", "download", "tokens read", "generated", "weights", "batch", "time"):
+    for name in ("here", "download", "read", "generated", "weights", "batch", "time"):
         table.add_column(name, justify="right")
     missing: dict[str, list[str]] = {}
     for c in plan.suites:
@@ -84,7 +84,7 @@ def cost(plan: Plan) -> None:
         where = f"{plan.device}, {plan.dtype}"
         _OUT.print(f"Time: about {duration(plan.seconds)} on this machine ({where}), without downloads.")
     _OUT.print(
-        "here: checkpoints that need no download. tokens read, generated: for each checkpoint, the latter at most. "
+        "here: checkpoints that need no download. read, generated: tokens of each checkpoint, the latter at most. "
         "weights, batch: memory, from the shapes of the architecture. time: of all checkpoints, from two prompts "
         "measured on one. ~: from the number of parameters in the catalogue."
     )
