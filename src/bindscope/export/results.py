@@ -1,7 +1,7 @@
-"""The results of a run as one Parquet file a table, for DuckDB, pandas or anything else that reads Parquet.
+"""The results of a run as one Parquet file for each table, for DuckDB, pandas or any other reader of Parquet.
 
-A shard leaves out which checkpoint it is of, its types follow from its values, and its folder may hold shards of other
-runs. Here every row names its checkpoint, types are declared, and only the run's own results are in.
+A shard in the store does not name its checkpoint, its types follow from its values, and its folder may hold shards of
+other runs. In these files every row names its checkpoint, types are declared, and only results of the run are included.
 """
 
 from __future__ import annotations
@@ -39,31 +39,46 @@ _COLUMNS: dict[pa.DataType, str] = {
 }
 #: The type of every stored column, whichever table it is in.
 TYPES: dict[str, pa.DataType] = {name: kind for kind, names in _COLUMNS.items() for name in names.split()}
-#: How each shard came to be.
+#: The columns of `provenance.parquet`: how each shard was made.
 PROVENANCE = pa.schema(
     [(name, pa.string()) for name in ("suite", "revision")]
     + [("step", pa.int64()), ("tokens", pa.int64())]
-    + [(name, pa.string()) for name in (
-        "measure", "key", "repo", "commit", "fingerprint", "weights", "dtype", "device", "bos", "attention", "started",
-        "git_commit", "protocol", "versions",
-    )]
+    + [
+        (name, pa.string())
+        for name in (
+            "measure",
+            "key",
+            "repo",
+            "commit",
+            "fingerprint",
+            "weights",
+            "dtype",
+            "device",
+            "bos",
+            "attention",
+            "started",
+            "git_commit",
+            "protocol",
+            "versions",
+        )
+    ]
     + [("git_dirty", pa.bool_()), ("seconds", pa.float64()), ("flags", _LISTS["string"]), ("notes", _LISTS["string"])]
-)  # fmt: skip
+)
 
 
-def write(store: Store, folder: Path) -> list[Path]:
-    """`TABLE.parquet` for each table of the run, and `provenance.parquet`, a row for each checkpoint and table.
+def write_tables(store: Store, folder: Path) -> list[Path]:
+    """Write `TABLE.parquet` for each table of a run, and `provenance.parquet` with a row for each checkpoint and table.
 
-    Raises StoreError for a run that has nothing finished, and for a shard that is missing or damaged.
+    Raises StoreError for a run without a finished checkpoint, and for a shard that is missing or damaged.
     """
-    found: dict[str, list[pa.Table]] = {}
+    shards: dict[str, list[pa.Table]] = {}
     for name in TABLES:
         for ref, shard in store.shards(name):
-            found.setdefault(name, []).append(_typed(_placed(shard, ref), name))
-    if not found:
+            shards.setdefault(name, []).append(_typed(_with_checkpoint(shard, ref), name))
+    if not shards:
         raise StoreError(f"no checkpoint of {store.root} is measured yet; run `bindscope run` with this folder again")
-    tables = {name: pa.concat_tables(shards, promote_options="default") for name, shards in found.items()}
-    tables["provenance"] = pa.Table.from_pylist(_origins(store), PROVENANCE)
+    tables = {name: pa.concat_tables(parts, promote_options="default") for name, parts in shards.items()}
+    tables["provenance"] = pa.Table.from_pylist(_provenance(store), PROVENANCE)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.parquet" for name in tables]
     for path, table in zip(files, tables.values(), strict=True):
@@ -71,7 +86,7 @@ def write(store: Store, folder: Path) -> list[Path]:
     return files
 
 
-def _placed(shard: pa.Table, ref: CheckpointRef) -> pa.Table:
+def _with_checkpoint(shard: pa.Table, ref: CheckpointRef) -> pa.Table:
     for i, (name, value) in enumerate(ref.columns.items()):
         shard = shard.add_column(i, name, pa.array([value] * shard.num_rows, TYPES[name]))
     return shard
@@ -83,7 +98,7 @@ def _typed(shard: pa.Table, name: str) -> pa.Table:
     return shard.cast(pa.schema([(column, TYPES[column]) for column in shard.column_names]))
 
 
-def _origins(store: Store) -> list[dict[str, Any]]:
+def _provenance(store: Store) -> list[dict[str, Any]]:
     rows = []
     for unit in store.read_run().units:
         for measure, key in unit.keys.items() if unit.status == "done" else ():
