@@ -82,4 +82,6 @@ def _section(task: Task, rows: int) -> str:
     columns = "".join(
         f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.description} |\n" for c in COLUMNS[task]
     )
-    return f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n| column | type | meaning |\n|---|---|---|\n{columns}"
+    return (
+        f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n| column | type | description |\n|---|---|---|\n{columns}"
+    )

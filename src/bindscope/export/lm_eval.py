@@ -1,8 +1,8 @@
 """Recognition questions as tasks of lm-evaluation-harness: YAML and Parquet for each form of them, and a group of all.
 
 The fields of a task name columns (`doc_to_text: template`), so that no text passes through a template engine. The
-delimiter is the one space that `measures.recognition` puts before a choice, so that both programs score the same tokens.
-The YAML is written by PyYAML, because lm-eval reads it as YAML 1.1.
+delimiter is the one space that `measures.recognition` puts before a choice, so that both programs score the same
+tokens. PyYAML writes the tasks, because lm-eval reads them as YAML 1.1.
 """
 
 from __future__ import annotations
