@@ -79,9 +79,6 @@ def _text(experiment: Experiment, tables: dict[Task, pa.Table]) -> str:
 
 
 def _section(task: Task, rows: int) -> str:
-    columns = "".join(
-        f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.description} |\n" for c in COLUMNS[task]
-    )
-    return (
-        f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n| column | type | description |\n|---|---|---|\n{columns}"
-    )
+    head = "| column | type | description |\n|---|---|---|\n"
+    lines = [f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.description} |\n" for c in COLUMNS[task]]
+    return f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n{head}{''.join(lines)}"
