@@ -362,8 +362,8 @@ def test_cloze_shows_no_options() -> None:
     [
         ({"rotation": 1}, "needs the 'question'"),
         ({"task": "generation", "shot": "exemplar", "exemplar": "Alt text"}, "needs the 'question'"),
-        ({"task": "generation", "shot": "exemplar", "question": "r1"}, "must stand in the template"),
-        ({"task": "generation", "exemplar": "Alt text"}, "must stand in the template"),
+        ({"task": "generation", "shot": "exemplar", "question": "r1"}, "must be part of the template"),
+        ({"task": "generation", "exemplar": "Alt text"}, "must be part of the template"),
         ({"task": "generation", "shot": "several", "question": "r1"}, "shot: Input should be 'zero', .*got 'several'"),
         ({"task": "generation", "rubric": {"keywords": []}}, "rubric.keywords: .*at least 1 item"),
         ({"task": "generation", "max_tokens": True}, "max_tokens: .*got True"),

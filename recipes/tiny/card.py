@@ -134,7 +134,7 @@ def controls() -> str:
     return "\n".join(
         [
             "# Controls for the suite `tiny`, whose training text is known. Written by recipes/tiny/card.py.",
-            "#   tiny-collocation: phrases as frequent in the text as the terms, rank by rank, without facts about them",
+            "#   tiny-collocation: phrases as frequent in the text as the terms, rank by rank, without facts",
             "#   tiny-nonsense: pairs of words of the text that are never next to each other in it",
             "name: tiny-controls",
             f"terms: [{everything}]",

@@ -64,7 +64,7 @@ def run(
     from bindscope.terminal.results import Progress, outcome
 
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
-    wanted.build_prompts()  # a bad prompt file, term set or suite is found before anything is made or loaded
+    wanted.build_prompts()  # a bad prompt file, term set or suite is noticed before anything is made or loaded
     for name in wanted.suites:
         suites_of(name)
     store = _store(out)
@@ -84,8 +84,8 @@ def run(
                 result = cluster.run(wanted, store, progress, choices, address=ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
-        answers, found = _answers(store)
-        outcome(store, result, write_report(store, found)[0], answers)
+        answers, analysed = _answers(store)
+        outcome(store, result, write_report(store, analysed)[0], answers)
     return 1 if result.errors else 0
 
 
@@ -113,11 +113,11 @@ def measure(
     for note in loaded.files.notes if loaded.files else ():
         _print_error(note)
     with waiting("measuring"):
-        found = look(loaded, wanted, prompt)
+        results = look(loaded, wanted, prompt)
     if as_json:
-        print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
+        print(json.dumps(plain(model, loaded, results), ensure_ascii=False, indent=1))
     else:
-        show_terms(loaded, found)
+        show_terms(loaded, results)
 
 
 @app.command()
@@ -130,7 +130,7 @@ def audit(models: options.Tokenizers, terms: options.AuditTerms = None, out: opt
     from bindscope.prompts.audit import by_k, unmatched, write_csv
     from bindscope.prompts.library import control_groups, library
     from bindscope.quick import resolve
-    from bindscope.terminal.results import audit_table, group_table
+    from bindscope.terminal.results import show_audit, show_groups
 
     wanted = resolve(terms or ["a11y-41"])
     named = "terms" if terms else "a11y-41"
@@ -138,13 +138,13 @@ def audit(models: options.Tokenizers, terms: options.AuditTerms = None, out: opt
     loaded = {name: tokenizer_by_name(name) for name in models}
     table = pd.concat([audit_terms(words, name, wanted) for name, words in loaded.items()], ignore_index=True)
     if out is None:
-        audit_table(table)
+        show_audit(table)
     else:
         write_csv(table, out)
         print(f"{len(table)} rows in {out}")
     for name, words in loaded.items():
         counts = by_k(words, groups)
-        group_table(name, counts, unmatched(counts))
+        show_groups(name, counts, unmatched(counts))
 
 
 @app.command()
@@ -159,30 +159,30 @@ def suites(
         return _verify(name, download)
     from bindscope.checkpoints.suites import catalogued
     from bindscope.checkpoints.suites import suites as suites_of
-    from bindscope.terminal.catalogue import catalogue, page
+    from bindscope.terminal.catalogue import show_catalogue, show_suites
 
-    found = catalogued() if name is None else suites_of(name)
+    named = catalogued() if name is None else suites_of(name)
     if as_json:
-        print(json.dumps([s.plain() for s in found], ensure_ascii=False, indent=1))
+        print(json.dumps([s.plain() for s in named], ensure_ascii=False, indent=1))
     elif name is None:
-        catalogue(found)
+        show_catalogue(named)
     else:
-        page(found)
+        show_suites(named)
     return 0
 
 
 def _verify(name: str | None, download: bool) -> int:
     """Print every checkpoint of a suite with commit, fingerprints and warnings; exit code 1 where there are some."""
     from bindscope.checkpoints.suites import suite
-    from bindscope.terminal.results import verification
+    from bindscope.terminal.results import show_verification
 
     if name is None:
         raise RequestError("name the suite to verify: bindscope suites NAME --verify")
-    found = suite(name)
+    whole = suite(name)
     from bindscope.checkpoints.fingerprint import verify
 
-    result = verify(found.checkpoints, download)
-    verification(found, result)
+    result = verify(whole.checkpoints, download)
+    show_verification(whole, result)
     return 1 if result.flags or result.faults else 0
 
 
@@ -201,15 +201,15 @@ def plan(
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     wanted.build_prompts()
     from bindscope.execute.plan import plan as compute
-    from bindscope.terminal.catalogue import cost
+    from bindscope.terminal.catalogue import show_plan
     from bindscope.terminal.results import waiting
 
     with waiting("asking the hub and timing two prompts"):
-        found = compute(wanted, offline=offline, probe=probe)
+        needs = compute(wanted, offline=offline, probe=probe)
     if as_json:
-        print(json.dumps(asdict(found) | {"download": found.download, "seconds": found.seconds}, indent=1))
+        print(json.dumps(asdict(needs) | {"download": needs.download, "seconds": needs.seconds}, indent=1))
     else:
-        cost(found)
+        show_plan(needs)
 
 
 @app.command()
@@ -220,12 +220,12 @@ def analyse(folder: options.Results, as_json: options.Json = False) -> None:
     from bindscope.terminal.results import analysis
 
     store = _store(folder, create=False)
-    found = compute(store)
-    files = write_tables(found, store)
+    analysed = compute(store)
+    files = write_tables(analysed, store)
     if as_json:
-        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in found.tables().items()}, indent=1))
+        print(json.dumps({n: json.loads(f.to_json(orient="records")) for n, f in analysed.tables().items()}, indent=1))
     else:
-        analysis(found, files)
+        analysis(analysed, files)
 
 
 @app.command()
@@ -262,13 +262,13 @@ def replicate(
         from bindscope.checkpoints.tokenizer import tokenizer_by_name as load_tokenizer
 
         words = load_tokenizer(tokenizer)
-    found = compute(data, words)
+    replication = compute(data, words)
     if as_json:
-        print(json.dumps(to_dict(found), ensure_ascii=False, indent=1))
+        print(json.dumps(to_dict(replication), ensure_ascii=False, indent=1))
     else:
-        show(found)
+        show(replication)
     if out is not None:
-        print(f"{len(to_csv(found, out))} tables in {out}", file=sys.stderr)
+        print(f"{len(to_csv(replication, out))} tables in {out}", file=sys.stderr)
 
 
 @app.command(cls=_OfExperiments)
@@ -283,9 +283,9 @@ def export(source: options.ExportSource, to: options.Target, out: options.NewFol
 def doctor() -> int:
     """Check the environment: versions, devices, the attention hook, the hub, disk space."""
     from bindscope.doctor import examine
-    from bindscope.terminal.results import findings
+    from bindscope.terminal.results import show_findings
 
-    return 1 if findings(examine()) else 0
+    return 1 if show_findings(examine()) else 0
 
 
 def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
@@ -295,8 +295,8 @@ def _answers(store: Store) -> tuple[Path | None, Analysis | None]:
 
     if store.read("recognition").empty:
         return None, None
-    found = analyse(store)
-    return Path(write_tables(found, store)[0]).parent, found
+    analysed = analyse(store)
+    return Path(write_tables(analysed, store)[0]).parent, analysed
 
 
 def _store(folder: Path, create: bool = True) -> Store:

@@ -41,7 +41,7 @@ class Loaded:
 
     ref: the checkpoint.
     files: its files; None for a model that somebody else has loaded.
-    bos: whether a BOS token stands in front of every text.
+    bos: whether a BOS token is put before every text.
     notes: warnings that its results carry.
     """
 
@@ -118,7 +118,7 @@ def load(
 ) -> Loaded:
     """Load one checkpoint, downloading what is missing.
 
-    bos: whether a BOS token stands in front of every text ("default": what the tokenizer does).
+    bos: whether a BOS token is put before every text ("default": what the tokenizer does).
     dtype: of the weights; see `pick_dtype`.
     device: "cuda", "mps" or "cpu"; see `pick_device` for None.
     files: its files, where they are identified already.
@@ -236,10 +236,10 @@ def check_scaling(config: PreTrainedConfig) -> None:
 
 def _check_weights(model: PreTrainedModel, info: dict[str, set[Any]], name: str) -> None:
     if odd := sorted(info["mismatched_keys"]):
-        key, found, wanted = odd[0]
+        key, stored, expected = odd[0]
         raise ModelError(
-            f"{len(odd)} tensors of {name} have another shape than its config says, first {key!r} {list(found)} for "
-            f"{list(wanted)}; config and weights do not belong together, so nothing is measured"
+            f"{len(odd)} tensors of {name} have another shape than its config says, first {key!r}: {list(stored)}, "
+            f"not {list(expected)}; config and weights do not belong together, so nothing is measured"
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
@@ -252,7 +252,7 @@ def _check_weights(model: PreTrainedModel, info: dict[str, set[Any]], name: str)
             "config and weights do not belong together, so nothing is measured"
         )
     for place, module in model.named_modules():
-        with align_module_device(module):  # brings in what lies on the disk
+        with align_module_device(module):  # loads weights that are on the disk
             for part, tensor in module.named_parameters(recurse=False):
                 if not bool(torch.isfinite(tensor).all()):
                     bad = int((~torch.isfinite(tensor)).sum())

@@ -131,7 +131,7 @@ class Suite:
 
     name: its name in the catalogue or file, or that of the folder or repository.
     checkpoints: in training order.
-    bos: whether a BOS token stands in front of every text, where an experiment does not say.
+    bos: whether a BOS token is put before every text, where an experiment does not say.
     entry: what the catalogue or file says about it; None for a folder or repository that was named directly.
     """
 

@@ -28,7 +28,7 @@ _PROBES = (
 def tokenizer_by_name(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a tokenizer.json, a folder, a suite of the catalogue, a GGUF file or a hub repository.
 
-    Raises ModelError where there is none or it cannot be read, UnknownName for a name that stands for nothing.
+    Raises ModelError where there is none or it cannot be read, UnknownName for an unknown name.
     """
     path = Path(name)
     if path.suffix == ".json":

@@ -49,7 +49,7 @@ class Line(BaseModel):
     format, rotation: of a question, whether the text shows the choices, and by how many places they are shifted.
     max_tokens: of an opening, the length of the completion.
     rubric: of an opening, how a completion is scored; the library's if the key is left out, none if it is null.
-    shot, exemplar, exemplar_term: of an opening, what stands before it, that sentence, and the term it explains.
+    shot, exemplar, exemplar_term: of an opening, the kind of sentence before it, the sentence, the term it explains.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -90,8 +90,8 @@ class Line(BaseModel):
             (self.shot == "zero") != (not self.exemplar) or self.exemplar not in self.template
         ):
             raise ValueError(
-                f"shot {self.shot!r} with the exemplar {self.exemplar!r}: an exemplar must stand in the template, and "
-                "a 'zero' shot has none"
+                f"shot {self.shot!r} with the exemplar {self.exemplar!r}: an exemplar must be part of the template, "
+                "and a 'zero' shot has none"
             )
         return self
 

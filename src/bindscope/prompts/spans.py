@@ -33,7 +33,7 @@ class Encoded:
 
     text: the text.
     ids: token ids, special tokens in front included.
-    offsets: for each token the interval of characters it stands for; empty for special tokens and for a token that is
+    offsets: for each token its interval of characters; empty for special tokens and for a token that is
         only a space although the tokenizer assigns it the letter after it.
     prefix: how many special tokens are in front.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _OUT = Console(highlight=False)
 
 
-def catalogue(suites: Sequence[Suite]) -> None:
+def show_catalogue(suites: Sequence[Suite]) -> None:
     """Print a line for each suite, with its faults and notes below where the suite before has others."""
     _OUT.print(f"{'suite':<25}{'checkpoints':>11}  {'size':>7}  {'tokens seen':<17}where", markup=False)
     before: set[str] = set()
@@ -41,7 +41,7 @@ def catalogue(suites: Sequence[Suite]) -> None:
     _OUT.print("`bindscope suites NAME` shows one in full.", markup=False)
 
 
-def page(suites: Sequence[Suite]) -> None:
+def show_suites(suites: Sequence[Suite]) -> None:
     """Print each suite in full, with every checkpoint."""
     for suite in suites:
         _OUT.print(f"[bold]{escape(suite.name)}[/bold]")
@@ -59,7 +59,7 @@ def page(suites: Sequence[Suite]) -> None:
         _OUT.print(table)
 
 
-def cost(plan: Plan) -> None:
+def show_plan(plan: Plan) -> None:
     """Print what an experiment needs: the whole, a line for each suite, and why a value is missing."""
     prompts = ", ".join(f"{n:,} {task}" for task, n in plan.prompts.items())
     checkpoints = sum(c.checkpoints for c in plan.suites)

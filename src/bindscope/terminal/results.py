@@ -281,7 +281,7 @@ def head_map(bsi: Sequence[Sequence[float]], width: int, encoding: str) -> list[
     return [*lines, "     " + "".join(f"{h:<{step * every}}" for h in range(0, heads, every)).rstrip()]
 
 
-def audit_table(table: pd.DataFrame) -> None:
+def show_audit(table: pd.DataFrame) -> None:
     """Print how each term is cut inside a sentence, and on a second line on its own where that differs."""
     for name, part in table.groupby("tokenizer", sort=False):
         _OUT.print(escape(str(name)), style="italic", soft_wrap=True)
@@ -297,7 +297,7 @@ def audit_table(table: pd.DataFrame) -> None:
     _OUT.print("k: tokens of the term inside a sentence, which is what is measured; \u00b7 is a space.")
 
 
-def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
+def show_groups(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
     """Print how many expressions of each group have k tokens, and which comparisons have no control."""
     _OUT.print(f"{escape(name)}: expressions by number of tokens (k)", style="italic", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -317,9 +317,9 @@ def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
     return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
 
 
-def verification(suite: Suite, found: VerifiedSuite) -> None:
+def show_verification(suite: Suite, verified: VerifiedSuite) -> None:
     """Print a line for every checkpoint of a suite, and its warnings below."""
-    prints, faults = {p.ref: p for p in found.prints}, dict(found.faults)
+    prints, faults = {p.ref: p for p in verified.prints}, dict(verified.faults)
     for ref in suite.checkpoints:
         if ref in faults:
             _OUT.print(f"{ref.label}: {faults[ref]}", markup=False, soft_wrap=True)
@@ -329,16 +329,16 @@ def verification(suite: Suite, found: VerifiedSuite) -> None:
         commit = f"commit {known.commit[:12]}" if known.commit else "local"
         _OUT.print(f"{ref.label:<16} {known.name}", markup=False, soft_wrap=True)
         _OUT.print(f"    {commit}  files {known.files[:16]}  {tensors}", markup=False, soft_wrap=True)
-        for flag in found.flags:
+        for flag in verified.flags:
             if ref in flag.refs:
                 _OUT.print(Padding(escape(flag.text), (0, 0, 0, 4)))
-    if not found.flags and not faults:
+    if not verified.flags and not faults:
         _OUT.print(f"All {len(prints)} checkpoints have different weights.")
 
 
-def findings(found: Sequence[Finding]) -> bool:
+def show_findings(checks: Sequence[Finding]) -> bool:
     """Print the findings of `doctor.examine`, and tell whether one of them is a fault."""
     marks = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
-    for item in found:
+    for item in checks:
         _OUT.print(f"{marks[item.state]}  {item.subject}: {item.result}", markup=False, soft_wrap=True)
-    return any(item.state == "fault" for item in found)
+    return any(item.state == "fault" for item in checks)
