@@ -28,7 +28,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import models
-from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer_by_name
 from bindscope.engine import conditions
 from bindscope.engine.attention import during, hooked
 from bindscope.engine.edits import Head, mask, replacing
@@ -75,7 +75,7 @@ def questions(words: str) -> tuple[list[Row], str]:
             asked.setdefault(prompt.term, []).append(prompt)
     chosen = [mine[n % len(mine)] for n, mine in enumerate(asked.values())]
     found = Path(words).is_file()
-    tok = tokenizer(words) if found else models.tokenizer([p.text for p in chosen], 4000)
+    tok = tokenizer_by_name(words) if found else models.tokenizer([p.text for p in chosen], 4000)
     rows = []
     for prompt in chosen:
         encoded = encode(tok, prompt.text, "off")

@@ -25,7 +25,7 @@ def page() -> str:
     for title, column in (("Known faults", "faults"), ("Attention", "attention"), ("Notes", "note")):
         found: dict[str, list[str]] = {}
         for suite in suites:
-            if suite.row and (text := getattr(suite.row, column)):
+            if suite.entry and (text := getattr(suite.entry, column)):
                 found.setdefault(text, []).append(f"`{suite.name}`")
         rows = [(", ".join(names), _escaped(text)) for text, names in found.items()]
         parts.append(f"## {title}\n\n{_table(('suites', title.lower()), rows)}")
@@ -33,7 +33,7 @@ def page() -> str:
 
 
 def _row(suite: Suite) -> tuple[str, ...]:
-    row = suite.row
+    row = suite.entry
     assert row is not None
     return (
         f"`{suite.name}`<br>{_place(row.repo)}",

@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 from hypothesis import settings
 
+import tokenizers_made
+
 if TYPE_CHECKING:  # the process that only hands out the tests reads this file too, and needs no torch
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -39,6 +41,12 @@ def real_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_file=str(shared("tokenizers", request.param, "tokenizer.json")))
+
+
+@pytest.fixture(scope="session", params=tokenizers_made.KINDS)
+def made_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """Each kind of tokenizer that published models use, with a small vocabulary made on the spot."""
+    return tokenizers_made.made(request.param)
 
 
 @pytest.fixture(scope="session")

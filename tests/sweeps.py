@@ -44,9 +44,9 @@ def checkpoints(folder: Path, words: PreTrainedTokenizerFast, steps: Iterable[in
 
 def catalogue(monkeypatch: pytest.MonkeyPatch, steps: Iterable[int], name: str = "lab", repo: str = REPO) -> None:
     """Put a suite of hub revisions called stepN into the catalogue."""
-    row = suites.Row.model_validate({"repo": repo, "bos": "on", "revisions": [[f"step{n}", n] for n in steps]})
-    rows = dict(suites._rows()) | {name: row}
-    monkeypatch.setattr(suites, "_rows", lambda: rows)
+    entry = suites.SuiteEntry.model_validate({"repo": repo, "bos": "on", "revisions": [[f"step{n}", n] for n in steps]})
+    entries = dict(suites._catalogue()) | {name: entry}
+    monkeypatch.setattr(suites, "_catalogue", lambda: entries)
 
 
 def experiment(folder: Path, suite: str | list[str], **changes: object) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import bindscope
 import models
+import tokenizers_made
 from bindscope.cli import main
 from bindscope.prompts.build import frames
 from bindscope.prompts.spans import encode, locate
@@ -139,6 +140,25 @@ def test_audit_of_real_tokenizers(tmp_path: Path, name: str, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["audit", str(file), "--terms", "pilot-3"]) == 0
     assert "screen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", tokenizers_made.KINDS)
+def test_audit_of_every_kind_of_tokenizer(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, file = tmp_path / "audit.csv", tmp_path / "tokenizer.json"
+    tokenizers_made.made(kind).backend_tokenizer.save(str(file))
+    assert main(["audit", str(file), "--terms", "set-A", "--out", str(out)]) == 0
+    rows = {row["term"]: row for row in csv.DictReader(out.read_text(encoding="utf-8").splitlines())}
+    assert len(rows) == 9
+    for term, row in rows.items():
+        ids, strings = json.loads(row["prompt_ids"]), json.loads(row["prompt_strings"])
+        assert "".join(strings).replace(" ", "").replace("#", "").lower() == term.replace(" ", "")
+        assert strings[0].strip()  # a space before the term is no token of it
+        assert int(row["prompt_n"]) == len(ids) == len(strings)
+        assert row["valid"] == str(len(ids) >= 2)
+    capsys.readouterr()
+    assert main(["audit", str(file), "--terms", "pilot-3"]) == 0
+    lines = capsys.readouterr().out.replace(str(file), "").splitlines()
+    assert max(len(line) for line in lines if not line.startswith("Warning: ")) <= 80
 
 
 def test_audit_gives_the_published_ids(tmp_path: Path) -> None:

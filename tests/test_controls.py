@@ -266,11 +266,11 @@ sys.path.insert(0, {tests!r})
 import models
 from bindscope.measures.checkpoint import measure
 from bindscope.checkpoints.load import Loaded
-from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer_by_name
 from bindscope.records import CheckpointRef, Prompt, Protocol
 from bindscope.prompts.spans import encode
 
-words = tokenizer({words!r})
+words = tokenizer_by_name({words!r})
 kind, config = models.ARCHITECTURES["gpt_neox"]
 size = {{"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 16, "max_position_embeddings": 512}}
 model = models.build(kind, config | size | {{"vocab_size": len(words)}})

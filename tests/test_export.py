@@ -123,6 +123,13 @@ def test_the_same_tokens_are_scored(tmp_path: Path, real_tokenizer: PreTrainedTo
     assert _same_tokens(real_tokenizer, tmp_path / "out") == 45 * 4 * (4 + 1 + 1 + 1)
 
 
+def test_the_same_tokens_are_scored_under_every_kind_of_tokenizer(
+    tmp_path: Path, made_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    export(_study(tmp_path, "terms: pilot-3"), "lm-eval", tmp_path / "out")
+    assert _same_tokens(made_tokenizer, tmp_path / "out") == 15 * 4 * (4 + 1 + 1 + 1)
+
+
 def test_the_same_tokens_of_odd_texts(tmp_path: Path, odd: str, words: PreTrainedTokenizerFast) -> None:
     export(odd, "lm-eval", tmp_path / "out")
     assert _same_tokens(words, tmp_path / "out") == 7

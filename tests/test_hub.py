@@ -12,14 +12,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from bindscope.checkpoints.files import Sources, fetch, identify
+from bindscope.checkpoints.files import CheckpointFiles, HubNotAsked, fetch, identify
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import one
 from bindscope.errors import ModelError
@@ -80,8 +81,8 @@ def _ref(revision: str | None = None, repo: str = REPO, tokenizer: str | None = 
     return CheckpointRef("tiny", repo, revision, tokenizer=tokenizer)
 
 
-def _load(ref: CheckpointRef, sources: Sources | None = None) -> Loaded:
-    return load(ref, dtype="float32", device="cpu", sources=sources)
+def _load(ref: CheckpointRef, files: CheckpointFiles | None = None) -> Loaded:
+    return load(ref, dtype="float32", device="cpu", files=files)
 
 
 def _same(loaded: Loaded, weights: dict[str, torch.Tensor]) -> bool:
@@ -123,9 +124,9 @@ def test_a_revision_is_identified_without_a_download(hub: Hub, zoo: Zoo) -> None
     assert main.identity.commit == hub.commit(REPO)
     assert first.identity.fingerprint != second.identity.fingerprint
     assert first.identity.repo == REPO
-    assert set(first.weights.files) == {"config.json", "model.safetensors", *TOKENIZER_FILES}
-    assert len(first.weights.files["model.safetensors"]) == 64
-    assert len(first.weights.files["config.json"]) == 40
+    assert set(first.weights.hashes) == {"config.json", "model.safetensors", *TOKENIZER_FILES}
+    assert len(first.weights.hashes["model.safetensors"]) == 64
+    assert len(first.weights.hashes["config.json"]) == 40
     assert hub.requests
     assert not hub.asked("/resolve/")
     assert not list(Path(constants.HF_HUB_CACHE).rglob("blobs/*"))
@@ -145,8 +146,8 @@ def test_each_revision_loads_exactly_its_weights_and_only_once(hub: Hub, zoo: Zo
     for step, weights in zoo.weights.items():
         loaded = _load(_ref(step))
         assert _same(loaded, weights)
-        assert loaded.sources is not None
-        assert loaded.sources.identity.commit == hub.commit(REPO, step)
+        assert loaded.files is not None
+        assert loaded.files.identity.commit == hub.commit(REPO, step)
         text = "Attention heads bind"
         assert loaded.tokenizer.decode(loaded.tokenizer(text)["input_ids"]) == text
     assert not _same(loaded, zoo.weights["step1"])
@@ -171,15 +172,15 @@ def test_the_cache_answers_when_the_hub_does_not(
     hub.add(REPO, zoo.steps)
     refs = [_ref("step1"), _ref(None), _ref(hub.commit(REPO, "step1"))]
     online = [identify(ref) for ref in refs]
-    for sources in online:
-        fetch(sources.weights)
+    for files in online:
+        fetch(files.weights)
     if down == "stopped":
         hub.stop()
     elif down == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     else:
         hub.fail("/", times=1000, status=503)
-    assert [identify(ref).identity for ref in refs] == [sources.identity for sources in online]
+    assert [identify(ref).identity for ref in refs] == [files.identity for files in online]
     assert _same(_load(refs[0]), zoo.weights["step1"])
     assert _same(_load(refs[1], online[1]), zoo.weights["step2"])
 
@@ -199,21 +200,48 @@ def test_the_tokenizer_may_come_from_another_repository(hub: Hub, zoo: Zoo, tmp_
     hub.add(REPO, {"main": bare})
     hub.add("lab/words", {"main": zoo.tokenizer})
     ref = _ref(tokenizer="lab/words")
-    sources = identify(ref)
-    assert set(sources.tokenizer.files) == set(TOKENIZER_FILES)
-    assert sources.tokenizer.commit == hub.commit("lab/words")
+    files = identify(ref)
+    assert set(files.tokenizer.hashes) == set(TOKENIZER_FILES)
+    assert files.tokenizer.commit == hub.commit("lab/words")
     _fails(_ref(), "no tokenizer files")
     loaded = _load(ref)
     assert _same(loaded, zoo.weights["step1"])
     assert loaded.tokenizer("A hash table")["input_ids"]
     hub.stop()
-    assert identify(ref).identity == sources.identity
+    assert identify(ref).identity == files.identity
 
 
 def test_an_unknown_revision_is_named_with_the_branches(hub: Hub, zoo: Zoo) -> None:
     hub.add(REPO, zoo.steps)
     _fails(_ref("step3"), "'step3'", REPO, hub.url, "step1, step2, main")
     assert not hub.asked("/resolve/")
+
+
+def test_names_from_outside_cannot_leave_the_cache(hub: Hub, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are named after revisions and commits: neither a user's revision nor a hub's commit may be a path."""
+    hub.add(REPO, zoo.steps)
+    _fails(_ref("../../x"), "'../../x' is not a revision of")
+    assert not hub.requests
+    info = HfApi.model_info
+
+    def hostile(*args: Any, **options: Any) -> Any:
+        answer = info(*args, **options)
+        answer.sha = "../../x"
+        return answer
+
+    monkeypatch.setattr(HfApi, "model_info", hostile)
+    _fails(_ref("step1"), "'../../x' as the commit of", hub.url)
+
+
+def test_offline_asks_the_cache_alone(hub: Hub, zoo: Zoo) -> None:
+    hub.add(REPO, zoo.steps)
+    with pytest.raises(HubNotAsked, match="the hub is not to be asked, and it is not in the cache"):
+        identify(_ref("step1"), offline=True)
+    assert not hub.requests
+    fetch(identify(_ref("step1")).weights)
+    hub.requests.clear()
+    assert identify(_ref("step1"), offline=True).identity == identify(_ref("step1")).identity
+    assert len(hub.requests) == 1
 
 
 def test_an_unknown_repository_is_named(hub: Hub) -> None:
@@ -241,10 +269,10 @@ def test_a_hub_that_is_down_is_named(hub: Hub, zoo: Zoo, monkeypatch: pytest.Mon
     hub.stop()
     _fails(_ref("step1"), hub.url, REPO, "step1", constants.HF_HUB_CACHE)
     hub.start()
-    sources = identify(_ref("step1"))
+    files = identify(_ref("step1"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=REPO):
-        fetch(sources.weights)
+        fetch(files.weights)
 
 
 def test_an_error_of_the_hub_is_one_line_and_the_next_run_succeeds(hub: Hub, zoo: Zoo) -> None:
@@ -282,11 +310,11 @@ def test_weights_in_subfolders_are_not_of_the_model(hub: Hub, zoo: Zoo, tmp_path
 
 def test_a_repository_with_a_pickle_alone_loads(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
     hub.add(REPO, {"main": _with_pickle(zoo, tmp_path / "pickled", drop=("model.safetensors",))})
-    sources = identify(_ref())
-    assert _same(_load(_ref(), sources), zoo.weights["step1"])
+    files = identify(_ref())
+    assert _same(_load(_ref(), files), zoo.weights["step1"])
     assert sorted(hub.fetched()) == sorted(["config.json", "pytorch_model.bin", *TOKENIZER_FILES])
     hub.stop()
-    assert identify(_ref()).identity == sources.identity
+    assert identify(_ref()).identity == files.identity
 
 
 def test_a_repository_without_weights_is_refused_before_a_download(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
@@ -340,9 +368,9 @@ def test_a_moved_branch_is_another_checkpoint(hub: Hub, zoo: Zoo) -> None:
 
 def test_a_branch_that_moves_between_identity_and_download_changes_nothing(hub: Hub, zoo: Zoo) -> None:
     hub.add(REPO, {"main": zoo.steps["step1"]})
-    sources = identify(_ref())
+    files = identify(_ref())
     hub.move(REPO, "main", zoo.steps["step2"])
-    assert _same(_load(_ref(), sources), zoo.weights["step1"])
+    assert _same(_load(_ref(), files), zoo.weights["step1"])
 
 
 def test_damaged_weights_are_one_line(hub: Hub, zoo: Zoo) -> None:

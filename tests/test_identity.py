@@ -16,7 +16,7 @@ import models
 import sweeps
 from bindscope.checkpoints import fingerprint
 from bindscope.checkpoints.files import fetch, identify
-from bindscope.checkpoints.fingerprint import Fingerprint, flags
+from bindscope.checkpoints.fingerprint import Fingerprint, weight_flags
 from bindscope.cli import main
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
@@ -26,8 +26,8 @@ from sweeps import STEPS, own_cache, steps_fixture  # noqa: F401  a cache of its
 
 def _print(folder: Path) -> Fingerprint:
     ref = CheckpointRef("s", str(folder))
-    sources = identify(ref)
-    return fingerprint.fingerprint(ref, sources.weights, sources.identity.fingerprint, compute=True)
+    files = identify(ref)
+    return fingerprint.fingerprint(ref, files.weights, files.identity.fingerprint, compute=True)
 
 
 def _copy(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object] | None = None) -> Path:
@@ -114,19 +114,23 @@ def test_it_is_kept_and_read_back(tmp_path: Path, steps: dict[str, Path], monkey
     assert _print(steps["step0"]) == first
 
 
-def _of(revision: str, files: str, tensors: str | None = None, other: str | None = None) -> Fingerprint:
-    return Fingerprint(CheckpointRef("s", "org/s", revision), "c" * 40, "", files, tensors, other)
+def _of(revision: str, files: str, tensors: str | None = None, bin_files: str | None = None) -> Fingerprint:
+    return Fingerprint(CheckpointRef("s", "org/s", revision), "c" * 40, "", files, tensors, bin_files)
 
 
 def test_each_pair_is_named_once_and_the_final_checkpoint_by_its_role() -> None:
-    found = flags([_of("a", "1"), _of("b", "2"), _of("c", "2"), _of("d", "9", "t"), _of("e", "3", "t"), _of("f", "1")])
+    found = weight_flags(
+        [_of("a", "1"), _of("b", "2"), _of("c", "2"), _of("d", "9", "t"), _of("e", "3", "t"), _of("f", "1")]
+    )
     assert [[ref.revision for ref in flag.refs] for flag in found] == [["a", "f"], ["b", "c"], ["d", "e"]]
     for flag, words in zip(found, ("final checkpoint, f", "weight files are equal", "files differ"), strict=True):
         assert words in flag.text
-    assert flags([_of("a", "1"), _of("b", "2")]) == []
-    (blob,) = flags([_of("a", "1", other="x"), _of("b", "2", other="x"), _of("c", "3", other="y")])
+    assert weight_flags([_of("a", "1"), _of("b", "2")]) == []
+    (blob,) = weight_flags([_of("a", "1", bin_files="x"), _of("b", "2", bin_files="x"), _of("c", "3", bin_files="y")])
     assert "same .bin files" in blob.text
-    assert not flags([_of("a", "1"), Fingerprint(CheckpointRef("t", "org/t", "a"), "c" * 40, "", "1")])  # other suites
+    assert not weight_flags(
+        [_of("a", "1"), Fingerprint(CheckpointRef("another suite", "org/t", "a"), "c" * 40, "", "1")]
+    )
 
 
 @pytest.mark.parametrize("twin", ["step10", "step20"])

@@ -169,6 +169,14 @@ def test_remote_code_is_run_only_where_the_study_says_so_in_words(
     assert "Python code from" in (out / "report.html").read_text()
 
 
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    """With peft installed transformers would load it, without peft not: two results under one key."""
+    folder = models.save(tmp_path / "model", words)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds a PEFT adapter"):
+        _load(folder)
+
+
 class _Evil:
     def __init__(self, marker: str) -> None:
         self.marker = marker

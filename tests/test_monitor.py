@@ -300,10 +300,10 @@ import sys, torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
 import models
 from bindscope.monitor import Monitor, checksum
-from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer_by_name
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-words = tokenizer({words!r})
+words = tokenizer_by_name({words!r})
 kind, base = models.ARCHITECTURES["gpt_neox"]
 size = {{"vocab_size": len(words), "max_position_embeddings": 512}}
 model = torch.nn.parallel.DistributedDataParallel(models.build(kind, base | size))

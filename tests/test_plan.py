@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bindscope.measures.checkpoint import measure, tables
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +25,6 @@ from bindscope.engine.selfcheck import self_check
 from bindscope.execute.plan import plan
 from bindscope.execute.work import work
 from bindscope.experiment import Experiment
-from bindscope.measures.checkpoint import measure, tables
 from bindscope.records import CheckpointRef
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
@@ -180,9 +180,10 @@ def test_a_plan_on_the_screen_and_as_json(
     assert main(["plan", str(tmp_path / "s.yaml"), "--protocol", "published"]) == 0
     shown = capsys.readouterr().out
     for part in ("15 units: 3 checkpoints x binding", "5 recognition", "free in", "Missing of a: time: none"):
-        assert part in shown
+        assert part in " ".join(shown.split())
+    assert max(map(len, shown.split("free in")[0].splitlines())) <= 80
     assert main(["plan", "nothing"]) == 2
-    assert "unknown study" in capsys.readouterr().err
+    assert "unknown experiment" in capsys.readouterr().err
 
 
 def test_the_whole_study_is_planned_without_a_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import models
 import sweeps
-from bindscope.cli import _started
+from bindscope.cli import _with_ray_address
 from bindscope.store import Store
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bindscope[ray]'")
@@ -115,6 +115,6 @@ def test_a_node_that_is_killed_costs_nothing_but_time(tmp_path: Path, words: Pre
 
 
 def test_the_address_may_be_left_out() -> None:
-    assert _started(["run", "tiny", "--ray"]) == ["run", "tiny", "--ray", "local"]
-    assert _started(["run", "--ray", "--out", "x", "tiny"]) == ["run", "--ray", "local", "--out", "x", "tiny"]
-    assert _started(["run", "tiny", "--ray", "10.0.0.1:6379"]) == ["run", "tiny", "--ray", "10.0.0.1:6379"]
+    assert _with_ray_address(["run", "tiny", "--ray"]) == ["run", "tiny", "--ray", "local"]
+    assert _with_ray_address(["run", "--ray", "--out", "x", "tiny"]) == ["run", "--ray", "local", "--out", "x", "tiny"]
+    assert _with_ray_address(["run", "tiny", "--ray", "10.0.0.1:6379"]) == ["run", "tiny", "--ray", "10.0.0.1:6379"]

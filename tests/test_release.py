@@ -176,7 +176,7 @@ def test_the_wheel_runs_on_its_own(commands: subprocess.CompletedProcess[str]) -
     ran = commands
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-1] == "[0, 0, 0, 2]"
-    for shown in ("Commands:", "tiny: 12 checkpoints at hand", "EB* 0.656"):
+    for shown in ("Commands:", "tiny: 12 checkpoints on this machine", "EB* 0.656"):
         assert shown in ran.stdout
 
 

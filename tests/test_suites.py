@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import models
 from bindscope import experiment as experiments
 from bindscope.checkpoints.load import load
-from bindscope.checkpoints.suites import catalogued, one, suite, suites
+from bindscope.checkpoints.suites import catalogued, from_folder, one, suite, suites
+from bindscope.checkpoints.tokenizer import load_tokenizer
 from bindscope.cli import main
 from bindscope.errors import BindscopeError, ModelError, RequestError, UnknownName
 from bindscope.execute.sweep import plan as _plan
@@ -62,9 +63,9 @@ def test_every_row_of_the_catalogue() -> None:
     whole = catalogued()
     assert len({s.name for s in whole}) == len(whole) > 30
     for found in whole:
-        assert found.row is not None
-        assert found.row.parameters
-        assert found.row.licence
+        assert found.entry is not None
+        assert found.entry.parameters
+        assert found.entry.licence
         steps = [ref.step for ref in found.checkpoints]
         assert steps == sorted(steps, key=lambda s: (s is not None, s))
         assert all(ref.tokens is None or ref.step is not None for ref in found.checkpoints)
@@ -98,6 +99,23 @@ def test_one_checkpoint_of_a_run_takes_the_tokenizer_above_it(suite_folder: Path
     assert one(str(other))[0].tokenizer is None
 
 
+def test_a_checkpoint_with_a_tokenizer_of_its_own_uses_it(suite_folder: Path, tmp_path: Path) -> None:
+    """Under a parent with another tokenizer too; a parent with vocab.json and merges.txt alone has one."""
+    folder = Path(shutil.copytree(suite_folder, tmp_path / "run"))
+    own = models.tokenizer(["entirely other words for another vocabulary"], 300)
+    own.save_pretrained(folder / "checkpoint-10")
+    first, second = from_folder(folder).checkpoints
+    assert (first.tokenizer, second.tokenizer) == (str(folder), None)
+    assert one(str(folder / "checkpoint-10"))[0].tokenizer is None
+    text = "a screen reader"
+    assert load_tokenizer(folder / "checkpoint-10", "x")(text)["input_ids"] == own(text)["input_ids"]
+    (folder / "tokenizer.json").rename(folder / "kept.json")
+    assert from_folder(folder).checkpoints[0].tokenizer is None
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_text("")
+    assert from_folder(folder).checkpoints[0].tokenizer == str(folder)
+
+
 def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
     (few,) = suites("pythia-1b@143000,step15000")
     assert [ref.step for ref in few.checkpoints] == [15000, 143000]
@@ -115,7 +133,7 @@ def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
     [
         ("a:\n  repo: org/a\n  revisions: [0, 1]", 3, "the revision 0 is a number"),
         ("a:\n  repo: org/a\n  branch: step\n", 3, "{step}"),
-        ("a:\n  repo: org/a\n  branch: s{step}\n  revisions: [5, 0]", 4, "step 0 stands behind a later one"),
+        ("a:\n  repo: org/a\n  branch: s{step}\n  revisions: [5, 0]", 4, "step 0 comes after a later one"),
         ("a:\n  repo: org/a\n  revisions: [x, x]", 3, "'x' is there twice"),
         ("a:\n  repo: org/a\n  revisions: [[x, 1, 2, 3]]", 3, "got ['x', 1, 2, 3]"),
         ("a:\n  repo: org/a\n  revisions: [[x, true]]", 3, "got ['x', True]"),
@@ -124,11 +142,12 @@ def test_some_checkpoints_of_a_suite(suite_folder: Path) -> None:
         ("a:\n  repo: org/a\n  revisions: [['', 1]]", 3, "got ['', 1]"),
         ("a:\n  repo: org/a\n  revisions: x", 3, "a list"),
         ("{}", 1, "at least 1"),
-        ("", 1, "dictionary"),
+        ("", 1, "the file must be a mapping (`key: value`), got nothing"),
+        ("- a\n- b", 1, "the file must be a mapping (`key: value`), got a list of 2 entries"),
         ("a:\n  repo: org/a\n  licens: MIT", 3, "did you mean 'licence'"),
         ("a:\n  repo: org/a\n  bos: yes please", 3, "'yes please'"),
         ("a:\n  repo: org/a\na:\n  repo: org/b", 3, "'a' occurs twice"),
-        ("a: org/a", 1, "a"),
+        ("a: org/a", 1, "a must be a mapping (`key: value`), got 'org/a'"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path: Path, rows: str, line: int, message: str) -> None:
@@ -151,6 +170,14 @@ def test_places_that_a_row_can_name(tmp_path: Path, suite_folder: Path) -> None:
         (tmp_path / "t.yaml").write_text(f"a: {{repo: '{place}'}}")
         with pytest.raises(ModelError, match="there is no folder"):
             suites(str(tmp_path / "t.yaml"))
+
+
+def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("nofolder/checkpoint-400", "runs/first"):
+        with pytest.raises(ModelError, match=f"there is no folder {tmp_path}/{name}"):
+            suite(name)
 
 
 def test_a_study_on_suites_of_ones_own(
@@ -219,8 +246,10 @@ def test_a_protocol_that_does_not_fit_is_named(capsys: pytest.CaptureFixture[str
 def test_the_listing_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["suites"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [text for text in lines if text.startswith("olmo-1b ")]
-    assert line.split() == ["olmo-1b", "8", "1.18", "B", "4", "B", "to", "3.09", "T", "allenai/OLMo-1B-hf"]
+    (at,) = [i for i, text in enumerate(lines) if text.startswith("olmo-1b ")]
+    assert lines[at].split() == ["olmo-1b", "8", "1.18", "B", "4", "B", "to", "3.09", "T"]
+    assert lines[at + 1].split() == ["allenai/OLMo-1B-hf"]
+    assert max(map(len, lines)) <= 80
     assert any("one blob for every step" in text for text in lines)
     assert main(["suites", "olmo-1b"]) == 0
     shown = capsys.readouterr().out

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants, scan_cache_dir, snapshot_download
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 import models
 import sweeps
 from bindscope.checkpoints import disk
-from bindscope.checkpoints.files import Stopped, identify
+from bindscope.checkpoints.files import DownloadStopped, identify
 from bindscope.execute import unit
-from bindscope.execute.ahead import Ahead
+from bindscope.execute.downloads import Downloads
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -104,18 +105,18 @@ def test_evict_removes_what_the_run_downloaded_and_nothing_else(
 
 def test_evict_leaves_a_revision_to_which_somebody_has_added(tmp_path: Path, hub: Hub, experiment: str) -> None:
     ref = CheckpointRef("lab", sweeps.REPO, "step0", 0)
-    sources = identify(ref)
+    files = identify(ref)
     store = Store(tmp_path / "out")
-    with Ahead(store) as ahead:
-        ahead.bring(sources).result()
-        folder = Path(snapshot_download(sweeps.REPO, revision=sources.weights.commit))
+    with Downloads(store) as downloads:
+        downloads.fetch(files).result()
+        folder = Path(snapshot_download(sweeps.REPO, revision=files.weights.commit))
         (folder / "notes.txt").write_text("another program's")
-        ahead.remove(sources).result()
+        downloads.remove(files).result()
     assert (folder / "model.safetensors").is_file()
-    assert disk.evict(sources.weights) is False
+    assert disk.evict(files.weights) is False
     for name in ("notes.txt", "generation_config.json"):  # of no use to us, but the other program fetched it
         (folder / name).unlink()
-    assert disk.evict(sources.weights) is True
+    assert disk.evict(files.weights) is True
     assert not folder.exists()
 
 
@@ -148,16 +149,16 @@ def test_what_a_killed_run_downloaded_is_checked_by_the_next(
 def test_leaving_gives_up_the_download_in_work(
     tmp_path: Path, hub: Hub, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = identify(CheckpointRef("lab", sweeps.REPO, "step0", 0))
+    files = identify(CheckpointRef("lab", sweeps.REPO, "step0", 0))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     hub.trickle("model.safetensors", bytes_at_a_time=1000, seconds=0.05)
-    ahead = Ahead(Store(tmp_path / "out"))
-    coming = ahead.bring(sources)
+    downloads = Downloads(Store(tmp_path / "out"))
+    coming = downloads.fetch(files)
     deadline = time.monotonic() + 20
     while "model.safetensors" not in hub.fetched() and time.monotonic() < deadline:
         time.sleep(0.01)
-    ahead.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert isinstance(coming.exception(timeout=60), Stopped)
+    downloads.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert isinstance(coming.exception(timeout=60), DownloadStopped)
     assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
 
 
@@ -169,14 +170,14 @@ def test_slow_bytes_are_waited_for(tmp_path: Path, hub: Hub, experiment: str) ->
 def test_room_is_looked_for_before_anything_is_downloaded(
     tmp_path: Path, hub: Hub, experiment: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = disk.size(identify(CheckpointRef("lab", sweeps.REPO, "step0", 0)))
+    size = disk.download_size(identify(CheckpointRef("lab", sweeps.REPO, "step0", 0)))
     assert size > 100_000
     usage = shutil.disk_usage(tmp_path)._replace(free=int(2.5 * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     out = tmp_path / "out"
     assert sweeps.run(experiment, out) == 2
     said = capsys.readouterr().err
-    for word in (disk.told(3 * size), disk.told(usage.free), disk.told(2 * size), "--evict", constants.HF_HUB_CACHE):
+    for word in (decimal(3 * size), decimal(usage.free), decimal(2 * size), "--evict", constants.HF_HUB_CACHE):
         assert word in said
     assert not hub.fetched()
     assert sweeps.run(experiment, out, "--evict") == 0
@@ -184,12 +185,6 @@ def test_room_is_looked_for_before_anything_is_downloaded(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
     assert sweeps.run(experiment, tmp_path / "other", "--evict") == 2
     assert "HF_HUB_CACHE" in capsys.readouterr().err
-
-
-def test_bytes_are_told_in_their_unit() -> None:
-    assert [disk.told(n) for n in (0, 999, 1500, 2_000_000, 11_300_000_000, 5 * 10**15)] == [
-        "0 B", "999 B", "1.5 kB", "2.0 MB", "11.3 GB", "5000.0 TB",
-    ]  # fmt: skip
 
 
 def test_an_error_that_nobody_foresaw_stays_with_its_unit(

@@ -134,8 +134,8 @@ def controls() -> str:
     return "\n".join(
         [
             "# Controls for the suite `tiny`, whose training text is known. Written by recipes/tiny/card.py.",
-            "#   tiny-collocation: phrases as frequent in the text as the terms, rank by rank, that carry no facts",
-            "#   tiny-nonsense: pairs of trained words that never stand side by side in it",
+            "#   tiny-collocation: phrases as frequent in the text as the terms, rank by rank, without facts",
+            "#   tiny-nonsense: pairs of words of the text that are never next to each other in it",
             "name: tiny-controls",
             f"terms: [{everything}]",
             "sets:",

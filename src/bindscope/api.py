@@ -195,7 +195,7 @@ def load(
 
     ref, suite = one(str(name), None if revision is None else str(revision))
     loaded = load_checkpoint(ref, bos=bos or suite.bos, dtype=dtype)
-    for note in loaded.sources.notes if loaded.sources else ():
+    for note in loaded.files.notes if loaded.files else ():
         warnings.warn(note, stacklevel=2)
     return loaded
 
@@ -222,7 +222,7 @@ def audit(tokenizer: str | Path | PreTrainedTokenizerBase, terms: Terms = "a11y-
     0  screen reader         2   True
     1          zebra         4   True
     """
-    from bindscope.checkpoints.tokenizer import tokenizer as named
+    from bindscope.checkpoints.tokenizer import tokenizer_by_name as named
     from bindscope.prompts.audit import audit as cut
 
     if isinstance(tokenizer, str | Path):

@@ -1,4 +1,7 @@
-"""The command line: parse, call one public function, print. Exit codes: 0 done, 1 incomplete, 2 wrong request."""
+"""The command line: each command parses, calls one function of the package, and prints.
+
+Exit codes: 0 done; 1 incomplete, and what was finished is kept; 2 the request is wrong, with one line on stderr.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.exceptions import Abort, TyperException
 
 from bindscope.errors import BindscopeError, RequestError
-from bindscope.records import Bos, Dtype
+from bindscope.terminal import options
 
 if TYPE_CHECKING:
     from bindscope.claims.analysis import Analysis
@@ -34,40 +37,29 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
-_ACCEPT = "Measure checkpoints whose weights are flagged (equal, moved, ...); the results carry the flags."
-_RAY = "Measure on a Ray cluster: the one at ADDRESS (auto: the one running here), or one started for this run."
-_TO = "Tasks for lm-evaluation-harness, a Hugging Face dataset, or the tables of results for DuckDB and pandas."
-_EVICT = "Remove each checkpoint that this run downloaded when it is measured."
 
 
 class _OfExperiments(TyperCommand):
-    """A command that takes a study; its help lists those that are built in."""
+    """A command that takes an experiment; its help lists those that are built in."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from bindscope import experiment
 
-        with formatter.section("Studies"):
+        with formatter.section("Experiments"):
             formatter.write_dl([(name, experiment.load(name).about) for name in experiment.names()])
-
-
-_Experiment = Annotated[str, typer.Argument(help="A built-in study (see below) or a .yaml file.")]
-_Protocol = Annotated[
-    Literal["published", "controlled"] | None, typer.Option(help="In place of the study's own protocol.")
-]
-_Suites = Annotated[list[str] | None, typer.Option(help="In place of the study's own suites; repeat for several.")]
 
 
 @app.command(cls=_OfExperiments)
 def run(
-    experiment: _Experiment,
-    out: Annotated[Path, typer.Option(help="Results folder; an existing run in it is resumed.")],
-    protocol: _Protocol = None,
-    suites: _Suites = None,
-    accept_flags: Annotated[bool, typer.Option("--accept-flags", help=_ACCEPT)] = False,
-    evict: Annotated[bool, typer.Option("--evict", help=_EVICT)] = False,
-    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
+    experiment: options.Experiment,
+    out: options.Out,
+    protocol: options.Protocol = None,
+    suites: options.Suites = None,
+    accept_flags: options.AcceptFlags = False,
+    evict: options.Evict = False,
+    ray: options.Ray = None,
 ) -> int:
-    """Measure every checkpoint of a study, store the results and write report.html."""
+    """Measure every checkpoint of an experiment, store the results and write report.html."""
     from bindscope import experiment as experiments
     from bindscope.terminal.results import Progress, outcome
 
@@ -80,17 +72,17 @@ def run(
     request = prepare(wanted)  # what is wrong with the experiment is found before anything is made or loaded
     store = _store(out)
 
-    options = Options(accept_flags, evict)
+    choices = Options(accept_flags, evict)
     with store.lock():
         with Progress() as progress:
             if ray is None:
                 from bindscope.execute import local
 
-                result = local.run(request, store, progress, options)
+                result = local.run(request, store, progress, choices)
             else:
                 from bindscope.execute import ray as cluster
 
-                result = cluster.run(request, store, progress, options, ray)
+                result = cluster.run(request, store, progress, choices, address=ray)
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         tables = RunTables(store)
@@ -100,18 +92,16 @@ def run(
 
 @app.command()
 def measure(
-    model: Annotated[str, typer.Argument(help="Catalogue name, local folder, .gguf file or hub id (org/name).")],
-    terms: Annotated[list[str], typer.Argument(help='Terms ("screen reader") or term sets (pilot-3).')],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag, commit, checkpoint name or step.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="A text of your own that holds the terms.")] = None,
-    measures: Annotated[
-        list[str] | None, typer.Option(help="A measure beside binding: a name or module:measure; repeat for several.")
-    ] = None,
-    bos: Annotated[Bos | None, typer.Option(help="BOS token in front; the suite's own choice if not given.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 on a GPU that has it, else float32.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    model: options.Model,
+    terms: options.Terms,
+    revision: options.Revision = None,
+    prompt: options.Prompt = None,
+    measures: options.Measures = None,
+    bos: options.BosToken = None,
+    dtype: options.NumberFormat = "auto",
+    as_json: options.Json = False,
 ) -> None:
-    """A quick look: how strongly the heads of one checkpoint bind each term, against the null."""
+    """How strongly the heads of one checkpoint bind each term, beside other words of the same texts."""
     from bindscope.checkpoints.suites import one
     from bindscope.experiment import beside
     from bindscope.measures.registry import chosen
@@ -120,23 +110,23 @@ def measure(
     wanted, further = resolve(terms), list(chosen([beside(Path(), name) for name in measures or ()])[0].values())
     ref, suite = one(model, revision)
     from bindscope.checkpoints.load import load
-    from bindscope.terminal.results import looks, waiting
+    from bindscope.terminal.results import show_terms, waiting
 
     with waiting(f"loading {model}"):
         loaded = load(ref, bos=bos or suite.bos, dtype=dtype)
-    for note in loaded.sources.notes if loaded.sources else ():
-        _complain(note)
+    for note in loaded.files.notes if loaded.files else ():
+        _print_error(note)
     with waiting("measuring"):
-        found = measure_terms(loaded, wanted, prompt, measures=further)
+        results = measure_terms(loaded, wanted, prompt, measures=further)
     if as_json:
-        print(json.dumps(plain(model, loaded, found), ensure_ascii=False, indent=1))
+        print(json.dumps(plain(model, loaded, results), ensure_ascii=False, indent=1))
     else:
-        looks(loaded, found)
+        show_terms(loaded, results)
 
 
 @app.command()
-def tables(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of Markdown.")] = False) -> None:
-    """Every table that a run can hold and what each column means, those of installed measures among them."""
+def tables(as_json: options.Json = False) -> None:
+    """List every table that a run can hold and what its columns mean, those of installed measures among them."""
     from bindscope.measures.registry import tables as known
     from bindscope.schema import markdown
 
@@ -147,112 +137,100 @@ def tables(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 
 
 @app.command()
-def audit(
-    models: Annotated[list[str], typer.Argument(help="tokenizer.json files, folders, catalogue names or hub ids.")],
-    terms: Annotated[
-        list[str] | None,
-        typer.Option(help="Term set, term or .yaml file of terms; repeat for several. a11y-41 if left out."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a CSV file here instead of a table on the screen.")] = None,
-) -> None:
-    """How tokenizers cut each term, whether it can be measured, and which control groups match it in tokens."""
+def audit(models: options.Tokenizers, terms: options.AuditTerms = None, out: options.CsvFile = None) -> None:
+    """Show how tokenizers cut each term, and which control groups have expressions of as many tokens."""
     import pandas as pd
 
-    from bindscope.checkpoints.tokenizer import tokenizer
+    from bindscope.checkpoints.tokenizer import tokenizer_by_name
     from bindscope.prompts.audit import audit as audit_terms
-    from bindscope.prompts.audit import by_k, unmatched, write
+    from bindscope.prompts.audit import by_k, unmatched, write_csv
     from bindscope.prompts.library import control_groups, library
     from bindscope.quick import resolve
-    from bindscope.terminal.results import audit_table, group_table
+    from bindscope.terminal.results import show_audit, show_groups
 
     wanted = resolve(terms or ["a11y-41"])
     named = "terms" if terms else "a11y-41"
     groups = {named: wanted} | {g: library().select(g) for g in control_groups() if g not in (terms or ())}
-    loaded = {name: tokenizer(name) for name in models}
+    loaded = {name: tokenizer_by_name(name) for name in models}
     table = pd.concat([audit_terms(words, name, wanted) for name, words in loaded.items()], ignore_index=True)
     if out is None:
-        audit_table(table)
+        show_audit(table)
     else:
-        write(table, out)
+        write_csv(table, out)
         print(f"{len(table)} rows in {out}")
     for name, words in loaded.items():
         counts = by_k(words, groups)
-        group_table(name, counts, unmatched(counts))
+        show_groups(name, counts, unmatched(counts))
 
 
 @app.command()
 def suites(
-    name: Annotated[str | None, typer.Argument(help="One suite, in full: its revisions, size, known faults.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Fingerprint the weights of every checkpoint.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="With --verify: compare tensors too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    name: options.SuiteName = None,
+    verify: options.Verify = False,
+    download: options.Download = False,
+    as_json: options.Json = False,
 ) -> int:
-    """The catalogue of checkpoint suites, or one suite (by name, YAML file, folder or hub id), and its weights."""
+    """List the models in the catalogue with their training checkpoints, or show one of them in full."""
     if verify or download:
         return _verify(name, download)
     from bindscope.checkpoints.suites import catalogued
     from bindscope.checkpoints.suites import suites as suites_of
-    from bindscope.terminal.catalogue import catalogue, page
+    from bindscope.terminal.catalogue import show_catalogue, show_suites
 
-    found = catalogued() if name is None else suites_of(name)
+    named = catalogued() if name is None else suites_of(name)
     if as_json:
-        print(json.dumps([s.plain() for s in found], ensure_ascii=False, indent=1))
+        print(json.dumps([s.plain() for s in named], ensure_ascii=False, indent=1))
     elif name is None:
-        catalogue(found)
+        show_catalogue(named)
     else:
-        page(found)
+        show_suites(named)
     return 0
 
 
 def _verify(name: str | None, download: bool) -> int:
-    """Every checkpoint of a suite with commit, fingerprint and flags; 1 where there are flags or faults."""
+    """Print every checkpoint of a suite with commit, fingerprints and warnings; exit code 1 where there are some."""
     from bindscope.checkpoints.suites import suite
-    from bindscope.terminal.results import verification
+    from bindscope.terminal.results import show_verification
 
     if name is None:
         raise RequestError("name the suite to verify: bindscope suites NAME --verify")
-    found = suite(name)
+    whole = suite(name)
     from bindscope.checkpoints.fingerprint import verify
 
-    result = verify(found.checkpoints, download)
-    verification(found, result)
+    result = verify(whole.checkpoints, download)
+    show_verification(whole, result)
     return 1 if result.flags or result.faults else 0
 
 
 @app.command(cls=_OfExperiments)
 def plan(
-    experiment: _Experiment,
-    protocol: _Protocol = None,
-    suites: _Suites = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no hub: sizes come from cache and catalogue.")
-    ] = False,
-    probe: Annotated[bool, typer.Option(help="Time two prompts on a checkpoint of each suite that is here.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    experiment: options.Experiment,
+    protocol: options.Protocol = None,
+    suites: options.Suites = None,
+    offline: options.Offline = False,
+    probe: options.Probe = True,
+    as_json: options.Json = False,
 ) -> None:
-    """What a study would cost: checkpoints, prompts, downloads, disk, memory, time. Nothing is run."""
+    """Estimate what an experiment needs: checkpoints, prompts, downloads, disk, memory, time. Nothing is measured."""
     from bindscope import experiment as experiments
 
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     wanted.build_prompts()
     from bindscope.execute.plan import plan as compute
-    from bindscope.terminal.catalogue import cost
+    from bindscope.terminal.catalogue import show_plan
     from bindscope.terminal.results import waiting
 
     with waiting("asking the hub and timing two prompts"):
-        found = compute(wanted, offline=offline, probe=probe)
+        needs = compute(wanted, offline=offline, probe=probe)
     if as_json:
-        print(json.dumps(asdict(found) | {"download": found.download, "seconds": found.seconds}, indent=1))
+        print(json.dumps(asdict(needs) | {"download": needs.download, "seconds": needs.seconds}, indent=1))
     else:
-        cost(found)
+        show_plan(needs)
 
 
 @app.command()
-def analyse(
-    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Every claim on stored results, as published and as controlled; tables go to FOLDER/analysis."""
+def analyse(folder: options.Results, as_json: options.Json = False) -> None:
+    """Test every claim of the reference study on stored results; tables go to FOLDER/analysis."""
     from bindscope.claims import analysis as claims
     from bindscope.tables.run import RunTables
     from bindscope.terminal.results import show_analysis
@@ -266,12 +244,8 @@ def analyse(
 
 
 @app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
-    other: Annotated[Path | None, typer.Argument(help="Another one: compare the two instead.")] = None,
-    paper: Annotated[bool, typer.Option("--pdf", help="Typeset paper.pdf too.")] = False,
-) -> None:
-    """Write report.html, figures/ and tables/ again from stored results, or compare two folders; no model is needed."""
+def report(folder: options.Results, other: options.OtherResults = None, paper: options.Pdf = False) -> None:
+    """Write report.html, figures/ and tables/ again from stored results, or compare two runs. No model is needed."""
     from bindscope.report.files import write_report
     from bindscope.tables.run import RunTables
 
@@ -290,50 +264,44 @@ def report(
 
 @app.command()
 def replicate(
-    data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="Folder with the reference study's result files.")],
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the Pythia models, to check the published spans.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write every table as a CSV file into this folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    data: options.ReferenceData,
+    tokenizer: options.PythiaTokenizer = None,
+    out: options.CsvFolder = None,
+    as_json: options.Json = False,
 ) -> None:
-    """The reference study's published numbers from its own data, as published and as controlled."""
+    """Compute the published numbers of the reference study (Tran 2026) again from its own result files."""
     from bindscope.replicate import replicate as compute
     from bindscope.replicate.show import show, to_csv, to_dict
 
     words = None
     if tokenizer is not None:
-        from bindscope.checkpoints.tokenizer import tokenizer as load_tokenizer
+        from bindscope.checkpoints.tokenizer import tokenizer_by_name as load_tokenizer
 
         words = load_tokenizer(tokenizer)
-    found = compute(data, words)
+    replication = compute(data, words)
     if as_json:
-        print(json.dumps(to_dict(found), ensure_ascii=False, indent=1))
+        print(json.dumps(to_dict(replication), ensure_ascii=False, indent=1))
     else:
-        show(found)
+        show(replication)
     if out is not None:
-        print(f"{len(to_csv(found, out))} tables in {out}", file=sys.stderr)
+        print(f"{len(to_csv(replication, out))} tables in {out}", file=sys.stderr)
 
 
 @app.command(cls=_OfExperiments)
-def export(
-    source: Annotated[str, typer.Argument(help="A study; for parquet, the results folder of a run.")],
-    to: Annotated[Literal["lm-eval", "dataset", "parquet"], typer.Option(help=_TO)],
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-) -> None:
-    """Write a study's prompts for lm-eval or as a dataset, or a run's results as one Parquet file a table."""
-    from bindscope.export import export as write
+def export(source: options.ExportSource, to: options.Target, out: options.NewFolder) -> None:
+    """Write the prompts of an experiment for other programs, or the results of a run as Parquet files."""
+    from bindscope.export import export as write_export
 
-    print(*write(source, to, out), sep="\n")
+    print(*write_export(source, to, out), sep="\n")
 
 
 @app.command()
 def doctor() -> int:
-    """The environment: versions, devices, the attention hook, the hub, disk."""
+    """Check the environment: versions, devices, the attention hook, the hub, disk space."""
     from bindscope.doctor import examine
-    from bindscope.terminal.results import findings
+    from bindscope.terminal.results import show_findings
 
-    return 1 if findings(examine()) else 0
+    return 1 if show_findings(examine()) else 0
 
 
 def _analysed(tables: RunTables) -> Analysis | None:
@@ -342,12 +310,12 @@ def _analysed(tables: RunTables) -> Analysis | None:
 
     analysis = write_analysis(tables)
     for problem in analysis.problems if analysis else ():
-        _complain(problem)
+        _print_error(problem)
     return analysis
 
 
 def _store(folder: Path, create: bool = True) -> Store:
-    """A results folder that cannot be used is a wrong request, unlike a disk that fills up later."""
+    """Open a results folder. One that cannot be used is a wrong request, unlike a disk that fills up later."""
     from bindscope.store import Store
 
     try:
@@ -357,7 +325,7 @@ def _store(folder: Path, create: bool = True) -> Store:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; every foreseen error is one line on stderr."""
+    """Run the command line and return its exit code. Every expected error is one line on stderr."""
     from bindscope import __version__
 
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -369,17 +337,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the rest
     try:
         # What the command returned; typer turns Ctrl-C into 130.
-        code = app(_started(words), standalone_mode=False) or 0
+        code = app(_with_ray_address(words), standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk shows only now
     except TyperException as error:
         if error.format_message():
-            _complain(error.format_message())
+            _print_error(error.format_message())
         return 2
     except RequestError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return 2
     except BindscopeError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return 1
     except (KeyboardInterrupt, Abort):
         code = _INTERRUPTED
@@ -387,17 +355,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _abandon_output()
         return 0
     except OSError as error:
-        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+        _print_error(f"{error.filename or 'output'}: {error.strerror or error}")
         _abandon_output()
         return 1
     if code == _INTERRUPTED:
         kept = "; finished checkpoints are kept, run the same command again to go on" if words[0] == "run" else ""
-        _complain(f"interrupted{kept}")
+        _print_error(f"interrupted{kept}")
     return int(code)
 
 
-def _started(words: Sequence[str]) -> list[str]:
-    """--ray without an address means a cluster of its own: typer knows no options whose value may be left out."""
+def _with_ray_address(words: Sequence[str]) -> list[str]:
+    """Write --ray without an address as --ray local: typer has no options whose value may be left out."""
     out = []
     for word, following in zip_longest(words, words[1:], fillvalue="-"):
         out += ["--ray", "local"] if word == "--ray" and following.startswith("-") else [word]
@@ -405,12 +373,12 @@ def _started(words: Sequence[str]) -> list[str]:
 
 
 def _abandon_output() -> None:
-    """Python flushes stdout once more at its end, and would fail again."""
+    """Send stdout to /dev/null: Python flushes it once more when it exits, and would fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # a stream without a file beneath it
         return
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"bindscope: {' '.join(message.split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The environment in a few lines: versions, devices, the hook, the hub, disk."""
+"""The state of everything that a run needs: versions, devices, the attention hook, the hub, disk space."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import HfApi, constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bindscope.checkpoints.disk import cache_dir
 from bindscope.checkpoints.files import HTTP_ERROR, identify
-from bindscope.checkpoints.load import cache_dir, pick_device, pick_dtype
+from bindscope.checkpoints.load import pick_device, pick_dtype
 from bindscope.checkpoints.suites import suite
 from bindscope.engine.selfcheck import self_check
 from bindscope.errors import BindscopeError
@@ -21,15 +22,20 @@ from bindscope.execute.unit import versions
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was seen, and whether it stands in the way ("ok", "note", "fault")."""
+    """One line of `bindscope doctor`.
 
-    what: str
-    seen: str
+    subject: what was checked.
+    result: what was found.
+    state: "ok", "note" (some things will not work) or "fault" (nothing can be measured).
+    """
+
+    subject: str
+    result: str
     state: str = "ok"
 
 
 def examine() -> list[Finding]:
-    """Look at everything that a run depends on; changes nothing and never raises for what it finds."""
+    """Check everything that a run depends on. Nothing is changed, and faults are reported, not raised."""
     device = pick_device()
     return [
         Finding("versions", ", ".join(f"{k} {v}" for k, v in versions().items())),
@@ -73,12 +79,12 @@ def _suite(name: str) -> Finding:
         identify(refs[-1])
     except BindscopeError as error:
         return Finding(name, str(error), "note")
-    return Finding(name, f"{len(refs)} checkpoint{'s' if len(refs) > 1 else ''} at hand")
+    return Finding(name, f"{len(refs)} checkpoint{'s' if len(refs) > 1 else ''} on this machine")
 
 
 def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "offline by HF_HUB_OFFLINE: only cached models can be measured", "note")
+        return Finding("hub", "HF_HUB_OFFLINE is set: only cached and local models can be measured", "note")
     try:
         HfApi().model_info("openai-community/gpt2", timeout=5)
     except (HTTP_ERROR, OSError) as error:
@@ -90,11 +96,9 @@ def _hub() -> Finding:
     return Finding("hub", f"{constants.ENDPOINT} answers")
 
 
-def _folder(what: str, path: Path) -> Finding:
-    there = path
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free / 2**30
-    if not os.access(there, os.W_OK):
-        return Finding(what, f"{path} cannot be written", "note")
-    return Finding(what, f"{path}, {free:.1f} GiB free", "ok" if free > 2 else "note")
+def _folder(subject: str, path: Path) -> Finding:
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    if not os.access(existing, os.W_OK):
+        return Finding(subject, f"{path} cannot be written", "note")
+    return Finding(subject, f"{path}, {free:.1f} GiB free", "ok" if free > 2 else "note")

@@ -1,4 +1,4 @@
-"""What can go wrong, by name. Every message says what is wrong, the value seen, and what to do."""
+"""The errors that bindscope raises. Every message says what is wrong, the value it has, and what to do."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Iterable
 
 
 class BindscopeError(Exception):
-    """Root of every error that bindscope raises on purpose. The command line prints it as one line."""
+    """The base of all errors that bindscope raises on purpose. The command line prints them as one line."""
 
 
 class RequestError(BindscopeError):
-    """The request itself is wrong (unknown name, malformed file, impossible option): exit code 2."""
+    """The request is wrong: an unknown name, a malformed file, an impossible option. Exit code 2."""
 
 
 class UnknownName(RequestError):
-    """A name that is not in the catalogue it was looked up in."""
+    """A name that is not among the known ones; the message suggests those that are similar."""
 
     def __init__(self, what: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        """what: kind of the name, such as "term set". known: all valid names. remedy: added to the message."""
         names = sorted(known)
         folded = {known.lower(): known for known in reversed(names)}
         near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
@@ -30,7 +31,7 @@ class PromptError(RequestError):
 
 
 class SpanError(PromptError):
-    """The term cannot be located as two or more tokens of the prompt. `reason` is what the results carry."""
+    """The term is not two or more tokens of the prompt. `reason` is the word that results carry for it."""
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -38,15 +39,15 @@ class SpanError(PromptError):
 
 
 class ModelError(RequestError):
-    """A model, revision or tokenizer that cannot be loaded, or must not be trusted."""
+    """A model, revision or tokenizer that cannot be loaded, or whose weights cannot be trusted."""
 
 
 class UnsupportedArchitecture(ModelError):
-    """The attention of this architecture cannot be read or edited through one function."""
+    """The attention of this architecture cannot be read or edited by bindscope's hook."""
 
 
 class MeasureError(BindscopeError):
-    """A measurement of one unit failed; other units are unaffected."""
+    """The measurement of one checkpoint failed; other checkpoints are unaffected."""
 
 
 class StoreError(BindscopeError):

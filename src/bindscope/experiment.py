@@ -16,7 +16,7 @@ from bindscope.prompts.build import build, carriers, check_unique, few_shot
 from bindscope.prompts.jsonl import read_jsonl
 from bindscope.prompts.library import Library, control_groups, library, read
 from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
-from bindscope.yamlfile import Source
+from bindscope.yamlfile import YamlFile
 
 #: module:name, with the module's folder in front where it lies beside the experiment's file.
 _OBJECT = re.compile(r"(?:.*/)?[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -139,12 +139,6 @@ class Experiment(BaseModel):
         if odd := next((text for text in value if not _OBJECT.fullmatch(text)), None):
             raise ValueError(f"a claim is named module:name, such as mine:CLAIM, got {odd!r}")
         return value
-
-    @field_validator("bos", mode="before")
-    @classmethod
-    def _yaml_on(cls, value: Any) -> Any:
-        """YAML reads on and off as true and false."""
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("remote_code")
     @classmethod
@@ -309,12 +303,12 @@ def load(name: str) -> Experiment:
     """A built-in study by name, or a YAML file by path. Raises UnknownName, or RequestError naming file and line."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return _beside(Source(path).parse(Experiment), path.parent)
+        return _beside(YamlFile(path).parse(Experiment), path.parent)
     if name not in names():
         remedy = "(`bindscope run --help` says what each is; the path of a .yaml file will do too)"
         raise UnknownName("experiment", name, names(), remedy)
     with resources.as_file(resources.files("bindscope").joinpath(f"data/experiments/{name}.yaml")) as shipped:
-        return Source(shipped).parse(Experiment)
+        return YamlFile(shipped).parse(Experiment)
 
 
 def changed(experiment: Experiment, protocol: str | None = None, suites: Sequence[str] = ()) -> Experiment:

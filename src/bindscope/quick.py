@@ -155,7 +155,7 @@ def plain(model: str, loaded: Loaded, found: Sequence[TermResult]) -> dict[str, 
     return {
         "model": model,
         "checkpoint": asdict(loaded.ref),
-        "identity": asdict(loaded.sources.identity) if loaded.sources else None,
+        "identity": asdict(loaded.files.identity) if loaded.files else None,
         "dtype": loaded.dtype,
         "bos": loaded.bos,
         "terms": [item.plain() for item in found],

@@ -1,4 +1,4 @@
-"""A model that somebody else holds, lent for a measurement and given back exactly as it was."""
+"""A model that somebody else has loaded: measured as it is, and left exactly as it was."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ if TYPE_CHECKING:
 def inner(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside torch.compile, DistributedDataParallel or PEFT, whose adapters stay active.
 
-    Raises ModelError for what is not a causal language model of transformers, for adapters that are prompts, and for
-    parameters that are spread over processes.
+    Raises ModelError for anything but a causal language model of transformers, for PEFT's prompt tuning, and for
+    parameters that are sharded over processes.
     """
-    found: Any = model
-    while not isinstance(found, PreTrainedModel):
-        if hasattr(found, "_orig_mod"):  # torch.compile
-            found = found._orig_mod
-        elif hasattr(found, "get_base_model"):  # PEFT; its layers are inside the base model
-            if getattr(found.active_peft_config, "is_prompt_learning", False):
+    wrapped: Any = model
+    while not isinstance(wrapped, PreTrainedModel):
+        if hasattr(wrapped, "_orig_mod"):  # torch.compile
+            wrapped = wrapped._orig_mod
+        elif hasattr(wrapped, "get_base_model"):  # PEFT; its layers are inside the base model
+            if getattr(wrapped.active_peft_config, "is_prompt_learning", False):
                 raise ModelError(
-                    "the model is tuned by a learned prompt, which stands outside of it; only adapters are measured"
+                    "the model is tuned by a learned prompt, which is no part of its layers; only adapters are measured"
                 )
-            found = found.get_base_model()
-        elif isinstance(getattr(found, "module", None), torch.nn.Module):  # DistributedDataParallel and its kind
-            found = found.module
+            wrapped = wrapped.get_base_model()
+        elif isinstance(getattr(wrapped, "module", None), torch.nn.Module):  # DistributedDataParallel and its kind
+            wrapped = wrapped.module
         else:
             raise ModelError(f"{type(model).__name__} is not a language model of transformers; pass a PreTrainedModel")
-    if found.get_output_embeddings() is None:
-        raise ModelError(f"{type(found).__name__} predicts no next token; load it as a causal language model")
-    if any(hasattr(p, "ds_id") or type(p).__name__ == "DTensor" for p in found.parameters()):
+    if wrapped.get_output_embeddings() is None:
+        raise ModelError(f"{type(wrapped).__name__} predicts no next token; load it as a causal language model")
+    if any(hasattr(p, "ds_id") or type(p).__name__ == "DTensor" for p in wrapped.parameters()):
         raise ModelError("the parameters are sharded over processes (FSDP, ZeRO-3); measure a saved checkpoint instead")
-    return found
+    return wrapped
 
 
 class _Part:
-    """What of a module a measurement may change. transformers leaves hooks of its own in a model that has once been
-    asked for its attentions, and a mark that they are there."""
+    """The state of one module that a measurement may change.
+
+    transformers leaves hooks of its own, and an attribute that says so, in a model whose attentions were requested.
+    """
 
     MARK = "_output_capturing_hooks_installed"
 
@@ -75,10 +77,13 @@ def borrowed(
     step: int | None = None,
     bos: Bos = "default",
 ) -> Iterator[Loaded]:
-    """The model in eval mode, without gradients or autocast, as every measure takes it.
+    """A block in which the model is in eval mode, without gradients or autocast, ready for every measure.
 
-    At the end the mode of every module, hooks, the attention implementation, compiled calls and the state of torch's
-    random numbers are what they were. The weights are not touched. Raises ModelError (see `inner`).
+    name, step: what results call the checkpoint.
+    bos: as in `load`.
+
+    After the block the mode of every module, hooks, the attention implementation, compiled calls and the state of
+    torch's random numbers are what they were. The weights are not changed. Raises ModelError as `inner` does.
     """
     plain = inner(model)
     parts = [_Part(part) for part in plain.modules()]
@@ -94,7 +99,7 @@ def borrowed(
                 if before.call is not None:
                     before.part._compiled_call_impl = None
             ref = CheckpointRef(name, name, None if step is None else f"step{step}", step)
-            yield Loaded(plain, tokenizer, ref, None, bos)
+            yield Loaded(model=plain, tokenizer=tokenizer, ref=ref, files=None, bos=bos)
         finally:
             for before in parts:
                 before.restore()
@@ -103,9 +108,9 @@ def borrowed(
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:
-    """The configs that name an attention implementation: of the model, of models inside it, and theirs."""
-    found: dict[int, Any] = {}
+    """The configs that name an attention implementation: of the model and of models inside it, with their parts."""
+    configs: dict[int, Any] = {}
     for config in [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]:
         inside = [getattr(config, key, None) for key in getattr(config, "sub_configs", {})]
-        found |= {id(c): c for c in (config, *inside) if hasattr(c, "_attn_implementation_internal")}
-    return list(found.values())
+        configs |= {id(c): c for c in (config, *inside) if hasattr(c, "_attn_implementation_internal")}
+    return list(configs.values())

@@ -1,72 +1,108 @@
-"""Room for downloads: what a sweep needs, and taking a checkpoint out of the hub's cache when it has been measured."""
+"""Disk space: bindscope's own cache, what is in the hub's cache, room for downloads, and removing a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, CacheNotFound, constants, scan_cache_dir
+from rich.filesize import decimal
 
-from bindscope.checkpoints.files import Source, Sources
+from bindscope.checkpoints.files import CheckpointFiles, RepoFiles
 from bindscope.errors import RequestError
 
 
-def size(sources: Sources) -> int:
-    """Bytes still to be downloaded for a checkpoint: at least so many, where the hub does not give every size."""
-    absent = {(s.repo, name, s.sizes.get(name, 0)) for s in (sources.weights, sources.tokenizer) for name in s.absent()}
-    return sum(n for _, _, n in absent)
+def cache_dir() -> Path:
+    """Where converted models and fingerprints are kept: $BINDSCOPE_CACHE, else the user's cache folder."""
+    if own := os.environ.get("BINDSCOPE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bindscope"
+
+
+def cached_contents() -> set[tuple[str, str]]:
+    """Every file in the hub's cache, as (model repository, content hash); revisions share files of equal content."""
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return set()
+    return {
+        (repo.repo_id, file.blob_path.name)
+        for repo in repos
+        if repo.repo_type == "model"
+        for revision in repo.revisions
+        for file in revision.files
+    }
+
+
+def download_size(files: CheckpointFiles) -> int:
+    """Bytes still to be downloaded for a checkpoint; a lower bound where the hub does not give every size."""
+    both = (files.weights, files.tokenizer)
+    missing = {(repo.repo, name, repo.sizes.get(name, 0)) for repo in both for name in repo.missing()}
+    return sum(size for _, _, size in missing)
 
 
 def check_room(sizes: Sequence[int], evict: bool) -> None:
-    """Raises RequestError where downloads of these sizes, one after the other, do not fit into the hub's cache.
+    """Raise RequestError where downloads of these sizes (bytes) do not fit into the hub's cache.
 
-    With `evict` two checkpoints at most lie there at a time, the one in work and the next.
+    evict: each checkpoint is removed after it was measured, so that two at most are there at a time: the one that is
+    measured and the next one.
     """
-    least = max([a + b for a, b in pairwise(sizes)] or sizes, default=0)
-    need, cache = least if evict else sum(sizes), Path(constants.HF_HUB_CACHE)
+    largest_pair = max([a + b for a, b in pairwise(sizes)] or sizes, default=0)
+    need, cache = largest_pair if evict else sum(sizes), Path(constants.HF_HUB_CACHE)
     home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(home).free
     if need <= free:
         return
-    there = f"and the hub's cache {cache} has room for {told(free)}"
-    if not evict and least <= free:
-        remedy = f"--evict removes each checkpoint after it was measured and needs {told(least)}"
-        raise RequestError(f"the checkpoints to download take {told(need)}, {there}; {remedy}")
-    raise RequestError(f"the checkpoints to download take {told(need)}, {there}; set HF_HUB_CACHE to a larger disk")
+    room = f"the checkpoints to download take {decimal(need)}, and the hub's cache {cache} has room for {decimal(free)}"
+    if not evict and largest_pair <= free:
+        raise RequestError(
+            f"{room}; --evict removes each checkpoint after it was measured and needs {decimal(largest_pair)}"
+        )
+    raise RequestError(f"{room}; set HF_HUB_CACHE to a larger disk")
 
 
-def told(size: int) -> str:
-    """Bytes for people."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    step = next((i for i in range(len(units) - 1) if size < 1000 ** (i + 1)), len(units) - 1)
-    return f"{size / 1000**step:.{min(step, 1)}f} {units[step]}"
+def is_cached(repo: RepoFiles) -> bool:
+    """Whether any of these files is on this machine."""
+    return repo.folder is not None or len(repo.missing()) < len(repo.hashes)
 
 
-def present(source: Source) -> bool:
-    """Whether the hub's cache holds anything at all of this commit."""
-    return source.folder is not None or len(source.absent()) < len(source.files)
+def evict(repo: RepoFiles) -> bool:
+    """Remove a commit from the hub's cache, and tell whether it was removed.
 
-
-def evict(source: Source) -> bool:
-    """Take a commit out of the hub's cache: what other revisions share with it stays, and so does a commit of which
-    the cache holds files that are none of ours. Returns whether it was removed."""
+    Files that other revisions share stay, and so does a commit that holds files which bindscope did not download.
+    """
     cache = scan_cache_dir()
-    for repo in cache.repos:
-        for found in repo.revisions:
-            if repo.repo_type == "model" and repo.repo_id == source.repo and found.commit_hash == source.commit:
-                ours = {*source.files, *source.others}
-                if {path.relative_to(found.snapshot_path).as_posix() for path in found.snapshot_path.rglob("*")} - ours:
+    for cached in cache.repos:
+        if cached.repo_type != "model" or cached.repo_id != repo.repo:
+            continue
+        for revision in cached.revisions:
+            if revision.commit_hash == repo.commit:
+                if _names(revision) - {*repo.hashes, *repo.unread}:
                     return False
-                kept = {file.blob_path for other in repo.revisions if other is not found for file in other.files}
-                mine = frozenset(file.blob_path for file in found.files) - kept
-                names = frozenset(repo.repo_path / "refs" / ref for ref in found.refs)
-                plan = replace(cache, repos=frozenset({repo})).delete_revisions(found.commit_hash)
-                # Never the whole repository, in which another program may be downloading.
+                # `delete_revisions` plans to delete the whole repository where this is its only revision, and
+                # another program may be downloading into it: only what belongs to this revision is deleted.
+                strategy = replace(cache, repos=frozenset({cached})).delete_revisions(revision.commit_hash)
                 replace(
-                    plan, repos=frozenset(), snapshots=frozenset({found.snapshot_path}), blobs=mine, refs=names
+                    strategy,
+                    repos=frozenset(),
+                    snapshots=frozenset({revision.snapshot_path}),
+                    blobs=_unshared(cached, revision),
+                    refs=frozenset(cached.repo_path / "refs" / ref for ref in revision.refs),
                 ).execute()
                 return True
     return False
+
+
+def _names(revision: CachedRevisionInfo) -> set[str]:
+    root = revision.snapshot_path
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+
+
+def _unshared(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> frozenset[Path]:
+    """The contents that no other revision of the repository has."""
+    shared = {file.blob_path for other in repo.revisions if other is not revision for file in other.files}
+    return frozenset(file.blob_path for file in revision.files) - shared

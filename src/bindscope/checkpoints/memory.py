@@ -10,8 +10,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest batch. tokens: in its rows; scored: of which probabilities are needed; band: how far back attention
-    is kept; cached: tokens whose keys and values are kept while texts are written."""
+    """The largest batch of a run.
+
+    tokens: tokens of all its rows.
+    scored: tokens of which probabilities over the vocabulary are needed.
+    band: how many tokens back attention is kept.
+    cached: tokens whose keys and values are kept while completions are generated.
+    """
 
     tokens: int
     scored: int
@@ -21,15 +26,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of the weights in the dtype that is computed in, and (an estimate) of what a batch needs beside them. None
-    for what is not known."""
+    """Bytes of memory; None where not known.
+
+    weights: of the weights, in the dtype of the computation.
+    batch: of what a batch needs beside them (an estimate).
+    """
 
     weights: int | None = None
     batch: int | None = None
 
 
 def memory(config: PreTrainedConfig, dtype: torch.dtype, batch: Batch) -> Memory:
-    """From the shapes of the architecture: no weights are needed."""
+    """The memory that a model needs, from the shapes of its architecture; no weights are read."""
     with torch.device("meta"):  # shapes without storage
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

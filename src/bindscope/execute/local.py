@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
+from rich.filesize import decimal
+
 from bindscope.checkpoints import disk
-from bindscope.execute.ahead import Ahead
+from bindscope.execute.downloads import Downloads
 from bindscope.execute.request import Request
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import attempt, hardware
@@ -21,16 +23,16 @@ def run(request: Request, store: Store, watcher: Watcher, options: Options | Non
     options = options or Options()
     sweep = Sweep(request, store, watcher, options, hardware(request.experiment.dtype))
     arrived: dict[int, Future[None]] = {}
-    with Ahead(store) as ahead:
+    with Downloads(store) as downloads:
         for n, i in enumerate(sweep.waiting):
             for soon in sweep.waiting[n : n + 2]:
                 if soon not in arrived:
-                    arrived[soon] = ahead.bring(sweep.sources(soon))
+                    arrived[soon] = downloads.fetch(sweep.sources(soon))
             job = sweep.job(i)
             watcher.unit(job.ref, sweep.steps(i))
-            if not arrived[i].done() and (size := disk.size(job.sources)):
-                watcher.note(f"{job.ref.suite}, {job.ref.label}: downloading {disk.told(size)}")
+            if not arrived[i].done() and (size := disk.download_size(job.sources)):
+                watcher.note(f"{job.ref.suite}, {job.ref.label}: downloading {decimal(size)}")
             sweep.finish(i, attempt(job, sweep.prompts, store, watcher.progress, arrived[i].result))
             if options.evict and arrived[i].exception() is None:
-                ahead.remove(job.sources)
+                downloads.remove(job.sources)
     return sweep.outcome()

@@ -9,23 +9,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.file_download import repo_folder_name
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from bindscope.checkpoints.files import Sources, fetch, identify
+from bindscope.checkpoints.disk import cached_contents
+from bindscope.checkpoints.files import CheckpointFiles, HubNotAsked, fetch, identify
 from bindscope.checkpoints.load import load, pick_device, pick_dtype
+from bindscope.checkpoints.loading import loading
 from bindscope.checkpoints.memory import Batch, Memory, memory
-from bindscope.checkpoints.suites import Row
-from bindscope.checkpoints.tokenizer import WEIGHTS, load_tokenizer, loading
+from bindscope.checkpoints.suites import SuiteEntry
+from bindscope.checkpoints.tokenizer import WEIGHT_ENDINGS, load_tokenizer
 from bindscope.engine.generate import BATCH_TOKENS
 from bindscope.engine.prepare import tokenized
 from bindscope.errors import BindscopeError, ModelError
@@ -88,7 +88,7 @@ class Plan:
 
 
 #: What is known of one checkpoint: None where it lies in a folder, an error where it cannot be identified.
-Known = Sources | BindscopeError | None
+Known = CheckpointFiles | BindscopeError | None
 
 
 def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -> Plan:
@@ -100,18 +100,19 @@ def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -
     prompts, units, chosen = request.prompts, request.checkpoints, request.suites
     names, device, cache = request.tables, pick_device(), Path(constants.HF_HUB_CACHE)
     home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    with _hub_left_alone(offline):
-        known = _ask([ref for ref, _ in units])
-        found = [
-            _Suite(
-                request=request,
-                protocol=experiment.protocol_of(suite.bos),
-                known={ref: known[ref] for ref in suite.checkpoints},
-                row=suite.row,
-            )
-            for suite in chosen.values()
-        ]
-        costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
+    known = _ask([ref for ref, _ in units], offline)
+    cached = cached_contents()
+    found = [
+        _Suite(
+            request=request,
+            protocol=experiment.protocol_of(suite.bos),
+            known={ref: known[ref] for ref in suite.checkpoints},
+            entry=suite.entry,
+            cached=cached,
+        )
+        for suite in chosen.values()
+    ]
+    costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
     return Plan(
         experiment=experiment.name,
         protocol=experiment.protocol,
@@ -127,31 +128,19 @@ def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -
     )
 
 
-@contextmanager
-def _hub_left_alone(offline: bool) -> Iterator[None]:
-    """Within this block the hub's client answers from its cache, if `offline` or from when `_ask` finds it away."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _ask(refs: Sequence[CheckpointRef]) -> dict[CheckpointRef, Known]:
+def _ask(refs: Sequence[CheckpointRef], offline: bool) -> dict[CheckpointRef, Known]:
     """Every checkpoint resolved, or why not. A hub that does not answer once is not asked again."""
 
     def one(ref: CheckpointRef) -> Known:
         try:
-            return identify(ref)
+            return identify(ref, offline=offline)
         except BindscopeError as error:
             return error
 
     found: dict[CheckpointRef, Known] = {ref: None for ref in refs if _in_folders(ref)}
     rest = [ref for ref in refs if ref not in found]
     found |= {ref: one(ref) for ref in rest[:1]}
-    if any(map(_away, found.values())):
-        constants.HF_HUB_OFFLINE = True
+    offline = offline or any(map(_away, found.values()))
     with ThreadPoolExecutor(_ASKED) as pool:
         return found | dict(zip(rest[1:], pool.map(one, rest[1:]), strict=True))
 
@@ -163,14 +152,11 @@ def _in_folders(ref: CheckpointRef) -> bool:
 
 def _away(known: Known) -> bool:
     """Whether the hub gave no answer."""
-    if isinstance(known, Sources):
+    if isinstance(known, CheckpointFiles):
         return known.weights.from_cache or known.tokenizer.from_cache
+    if isinstance(known, HubNotAsked):
+        return True
     return known is not None and known.__cause__ is not None and not isinstance(known.__cause__, _DENIED)
-
-
-def _blob(repo: str, content: str) -> Path:
-    """Where the hub's cache keeps a file, under the hash that the hub gives; revisions share it."""
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs" / content
 
 
 @dataclass(frozen=True)
@@ -180,7 +166,8 @@ class _Suite:
     request: Request
     protocol: Protocol
     known: dict[CheckpointRef, Known]
-    row: Row | None
+    entry: SuiteEntry | None
+    cached: set[tuple[str, str]]
 
     def cost(self, name: str, probe: bool) -> Cost:
         needs = [self._need(ref, known) for ref, known in self.known.items()]
@@ -209,28 +196,28 @@ class _Suite:
 
     def _need(self, ref: CheckpointRef, known: Known) -> dict[tuple[str, str], int] | None:
         """What has to be downloaded: repository and content of a file -> bytes; None where that is not known."""
-        if isinstance(known, Sources):
+        if isinstance(known, CheckpointFiles):
             both = (known.weights, known.tokenizer)
-            missing = {(s.repo, s.files[name]): s.sizes.get(name) for s in both for name in s.absent()}
-            needed = {blob: size for blob, size in missing.items() if not _blob(*blob).exists()}
+            missing = {(s.repo, s.hashes[name]): s.sizes.get(name) for s in both for name in s.missing()}
+            needed = {blob: size for blob, size in missing.items() if blob not in self.cached}
             known_sizes = {blob: size for blob, size in needed.items() if size is not None}
             return known_sizes if len(known_sizes) == len(needed) else None
         if known is None or not _away(known):
             return {}
-        if self.row is None or self.row.parameters is None or self.row.dtype is None:
+        if self.entry is None or self.entry.parameters is None or self.entry.dtype is None:
             return None
-        return {(ref.repo, ref.label): self.row.parameters * getattr(torch, self.row.dtype).itemsize}
+        return {(ref.repo, ref.label): self.entry.parameters * getattr(torch, self.entry.dtype).itemsize}
 
     def _effort(self, here: Sequence[CheckpointRef], probe: bool) -> _Effort:
         dtype = pick_dtype(self.request.experiment.dtype, pick_device())
-        held = Memory(self.row.parameters * dtype.itemsize if self.row and self.row.parameters else None)
+        held = Memory(self.entry.parameters * dtype.itemsize if self.entry and self.entry.parameters else None)
         loaded, seconds = None, None
         try:
             started = time.monotonic()
             if probe and here:
                 known = self.known[here[0]]
-                sources = known if isinstance(known, Sources) else None
-                loaded = load(here[0], bos=self.protocol.bos, dtype=self.request.experiment.dtype, sources=sources)
+                files = known if isinstance(known, CheckpointFiles) else None
+                loaded = load(here[0], bos=self.protocol.bos, dtype=self.request.experiment.dtype, files=files)
                 words, config = loaded.tokenizer, loaded.model.config
             else:
                 words, config = self._described()
@@ -259,7 +246,9 @@ class _Suite:
             folder, words = Path(ref.repo), Path(ref.tokenizer or ref.repo)
         else:
             folder = fetch(known.weights, ["config.json"])
-            words = fetch(known.tokenizer, [name for name in known.tokenizer.files if not name.endswith(WEIGHTS)])
+            words = fetch(
+                known.tokenizer, [name for name in known.tokenizer.hashes if not name.endswith(WEIGHT_ENDINGS)]
+            )
         with loading(f"the config of {ref.suite} cannot be read from {folder}"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         return load_tokenizer(words, ref.suite), config

@@ -17,7 +17,7 @@ from uuid import uuid4
 import torch
 
 from bindscope.errors import MeasureError, RequestError, StoreError
-from bindscope.execute.ahead import bring, remove
+from bindscope.execute.downloads import fetch_checkpoint, remove_checkpoint
 from bindscope.execute.request import Request
 from bindscope.execute.sweep import Options, Outcome, Sweep, Watcher
 from bindscope.execute.unit import Job, Result, attempt, hardware
@@ -130,11 +130,10 @@ def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -
     """A lost worker may have stored a part already."""
     left = {name: key for name, key in job.keys.items() if store.fault(job.ref, name, key) is not None}
     measures = tuple(m for m in job.measures if PROMPTS.name in left or any(t.name in left for t in m.tables))
-    result = attempt(
-        replace(job, keys=left, measures=measures), prompts, store, arrive=lambda: bring(job.sources, store)
-    )
+    missing = replace(job, keys=left, measures=measures)
+    result = attempt(missing, prompts, store, arrive=lambda: fetch_checkpoint(job.sources, store))
     if evict:
-        remove(job.sources, store)
+        remove_checkpoint(job.sources, store)
     return result
 
 

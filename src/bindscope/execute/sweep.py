@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 
 from bindscope.checkpoints import disk, fingerprint
-from bindscope.checkpoints.files import Sources, identify
+from bindscope.checkpoints.files import CheckpointFiles, identify
 from bindscope.checkpoints.fingerprint import Fingerprint
 from bindscope.errors import BindscopeError, MeasureError, ModelError, RequestError
 from bindscope.execute.request import Request
-from bindscope.execute.unit import REMEDY, Job, Result, twins
+from bindscope.execute.unit import REMEDY, Job, Result
 from bindscope.records import CheckpointRef
 from bindscope.store import RunFile, Store, Unit
 
@@ -75,13 +75,13 @@ class Sweep:
         self._flags = self._survey()
         self._look_up()
         if options.here:
-            disk.check_room([disk.size(self._found[i]) for i in self._missing], options.evict)
+            disk.check_room([disk.download_size(self._found[i]) for i in self._missing], options.evict)
         self._settle()
 
-    def _identify(self) -> dict[int, Sources]:
+    def _identify(self) -> dict[int, CheckpointFiles]:
         """Every checkpoint, resolved; those that cannot be are failed already."""
 
-        def one(ref: CheckpointRef) -> Sources | BindscopeError:
+        def one(ref: CheckpointRef) -> CheckpointFiles | BindscopeError:
             try:
                 return identify(ref, code=ref.repo in self.request.experiment.trusted())
             except BindscopeError as error:
@@ -92,7 +92,7 @@ class Sweep:
         with ThreadPoolExecutor(_ASKED) as pool:
             found = dict(enumerate(pool.map(one, [ref for ref, _ in self._plan])))
         self._unknown = {i: error for i, error in found.items() if isinstance(error, BindscopeError)}
-        return {i: sources for i, sources in found.items() if isinstance(sources, Sources)}
+        return {i: sources for i, sources in found.items() if isinstance(sources, CheckpointFiles)}
 
     def _print(self, i: int) -> Fingerprint:
         weights = self._found[i].weights
@@ -104,10 +104,9 @@ class Sweep:
 
     def _survey(self) -> list[fingerprint.Flag]:
         prints = list(self._prints.values())
-        found = [*fingerprint.flags(prints), *fingerprint.moved(prints, self.store.commits())]
-        for i, known in self._prints.items():
-            if known.commit is None and known.tensors:
-                found += fingerprint.formats(self._plan[i][0], self._found[i].weights)
+        folders = [i for i, known in self._prints.items() if known.commit is None and known.tensors]
+        on_disk = [(self._plan[i][0], self._found[i].weights) for i in folders]
+        found = fingerprint.weight_flags(prints, self.store.commits(), on_disk)
         if found and not self.options.accept:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise RequestError(f"{'; '.join(flag.text for flag in found[:3])}{more}; {REMEDY}")
@@ -146,7 +145,7 @@ class Sweep:
         """Units to be measured, in order."""
         return list(self._missing)
 
-    def sources(self, i: int) -> Sources:
+    def sources(self, i: int) -> CheckpointFiles:
         return self._found[i]
 
     def steps(self, i: int) -> int:
@@ -180,10 +179,10 @@ class Sweep:
         if result.weights is not None:
             self._prints[i] = result.weights
             # Workers that run side by side do not see each other's tensors.
-            late = [text for text in twins(self._suite(i), result.weights) if text not in self._said(i)]
-            self._flags += [flag for flag in fingerprint.flags(self._suite(i)) if flag.text in late]
+            late = [f for f in fingerprint.flags_of(result.weights, self._suite(i)) if f.text not in self._said(i)]
+            self._flags += late
             if late and not self.options.accept:
-                result = Result(None, ModelError(f"{late[0]}; {REMEDY}"), f"{late[0]}\n")
+                result = Result(None, ModelError(f"{late[0].text}; {REMEDY}"), f"{late[0].text}\n")
         if result.error is not None:
             self._fail(i, result)
         else:

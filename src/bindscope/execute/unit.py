@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bindscope.checkpoints import fingerprint
-from bindscope.checkpoints.files import Sources, fetch
+from bindscope.checkpoints.files import CheckpointFiles, fetch
 from bindscope.checkpoints.fingerprint import Fingerprint
 from bindscope.checkpoints.load import load, pick_device, pick_dtype
 from bindscope.engine.attention import NAME
@@ -45,7 +45,7 @@ class Job:
 
     ref: CheckpointRef
     protocol: Protocol
-    sources: Sources
+    sources: CheckpointFiles
     dtype: Dtype
     hardware: tuple[str, str]
     keys: dict[str, str]
@@ -117,12 +117,12 @@ def _measure(
     for source in (job.sources.weights, job.sources.tokenizer):
         fetch(source)
     mine = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
-    flags = tuple(dict.fromkeys((*job.flags, *twins(job.suite, mine))))
+    flags = tuple(dict.fromkeys((*job.flags, *[flag.text for flag in fingerprint.flags_of(mine, job.suite)])))
     if len(flags) > len(job.flags) and not job.accept:
         raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
     if not job.keys:
         return mine, {}
-    loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, sources=job.sources, remote=job.remote)
+    loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, files=job.sources, remote=job.remote)
     notes = (*job.sources.notes, *loaded.notes, *flags)
     lacking: dict[str, str] = {}
     with Engine(loaded) as engine:
@@ -146,12 +146,6 @@ def _measure(
                     parts[table.name].clear()
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     return mine, lacking
-
-
-def twins(suite: Sequence[Fingerprint], mine: Fingerprint) -> list[str]:
-    """What is to be said of a checkpoint whose tensors are known now, beside the others of its suite."""
-    known = [mine if other.ref == mine.ref else other for other in suite]
-    return [flag.text for flag in fingerprint.flags(known) if mine.ref in flag.refs]
 
 
 def provenance(

@@ -1,4 +1,4 @@
-"""The prompts of a study as a Hugging Face dataset: a table for each task, and the card that says what is in them."""
+"""The prompts of an experiment as a Hugging Face dataset: a table for each task, and a card that describes them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ROWS: dict[Task, str] = {
 }
 
 
-def write(experiment: Experiment, folder: Path) -> list[Path]:
-    """`data/TASK.parquet` for each task that the study has, and README.md."""
+def write_dataset(experiment: Experiment, folder: Path) -> list[Path]:
+    """Write `data/TASK.parquet` for each task of the experiment, and README.md; give the files."""
     prompts = experiment.build_prompts()
-    tables = {task: found for task in COLUMNS if (found := table(prompts, task)).num_rows}
+    tables = {task: rows for task in COLUMNS if (rows := table(prompts, task)).num_rows}
     files = [folder / "data" / f"{task}.parquet" for task in tables]
     (folder / "data").mkdir(parents=True)
-    for path, found in zip(files, tables.values(), strict=True):
-        pq.write_table(found, path)
+    for path, rows in zip(files, tables.values(), strict=True):
+        pq.write_table(rows, path)
     card = folder / "README.md"
     front = yaml.safe_dump(_front(experiment, tables), sort_keys=False, allow_unicode=True)
     card.write_text(f"---\n{front}---\n\n{_text(experiment, tables)}", encoding="utf-8")
@@ -37,7 +37,7 @@ def write(experiment: Experiment, folder: Path) -> list[Path]:
 
 
 def _front(experiment: Experiment, tables: dict[Task, pa.Table]) -> dict[str, Any]:
-    """What `datasets` and the hub read. Licence and language are known of the shipped texts only."""
+    """The front matter that `datasets` and the hub read. Licence and language are known for the shipped texts only."""
     known = {"license": "mit", "language": ["en"]} if _shipped(experiment) else {}
     return known | {
         "pretty_name": f"bindscope prompts: {experiment.name}",
@@ -45,8 +45,8 @@ def _front(experiment: Experiment, tables: dict[Task, pa.Table]) -> dict[str, An
             {"config_name": task, "data_files": [{"split": "test", "path": f"data/{task}.parquet"}]} for task in tables
         ],
         "dataset_info": [
-            {"config_name": task, "features": [_feature(field) for field in found.schema]}
-            for task, found in tables.items()
+            {"config_name": task, "features": [_feature(field) for field in rows.schema]}
+            for task, rows in tables.items()
         ],
     }
 
@@ -59,7 +59,7 @@ def _shipped(experiment: Experiment) -> bool:
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:
-    """A column as the front matter of a card has it."""
+    """A column in the form of the card's front matter."""
     if pa.types.is_struct(field.type):
         return {"name": field.name, "struct": [_feature(part) for part in field.type]}
     if pa.types.is_list(field.type):
@@ -74,10 +74,11 @@ def _text(experiment: Experiment, tables: dict[Task, pa.Table]) -> str:
         f"# {experiment.name}\n\n{about}Prompts of a bindscope experiment, "
         f"written by bindscope {version('bindscope')}. {rights}"
         "A row is a prompt; written as a line of JSON it is one of an experiment's `prompts:`.\n"
-        + "".join(_section(task, found.num_rows) for task, found in tables.items())
+        + "".join(_section(task, rows.num_rows) for task, rows in tables.items())
     )
 
 
 def _section(task: Task, rows: int) -> str:
-    columns = "".join(f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.meaning} |\n" for c in COLUMNS[task])
-    return f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n| column | type | meaning |\n|---|---|---|\n{columns}"
+    head = "| column | type | description |\n|---|---|---|\n"
+    lines = [f"| `{c.name}` | {str(c.type).replace('item: ', '')} | {c.description} |\n" for c in COLUMNS[task]]
+    return f"\n## {task}\n\n{rows} rows, each {_ROWS[task]}.\n\n{head}{''.join(lines)}"

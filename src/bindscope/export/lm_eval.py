@@ -1,8 +1,8 @@
-"""Recognition questions as tasks of lm-evaluation-harness: a YAML file for each form of the questions, its Parquet file
-beside it, and a group of them all.
+"""Recognition questions as tasks of lm-evaluation-harness: YAML and Parquet for each form of them, and a group of all.
 
-Fields name columns (`doc_to_text: template`), so no text passes through a template engine and braces are braces. The
-delimiter is the one space that `measure.recognition` puts before a choice, so both programs cut the same tokens.
+The fields of a task name columns (`doc_to_text: template`), so that no text passes through a template engine. The
+delimiter is the one space that `measures.recognition` puts before a choice, so that both programs score the same
+tokens. PyYAML writes the tasks, because lm-eval reads them as YAML 1.1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from bindscope.records import Format, Order, Prompt
 METRICS = ("acc", "acc_norm", "acc_bytes")
 
 
-def write(experiment: Experiment, folder: Path) -> list[Path]:
-    """The tasks of a study and their group. Raises RequestError where it asks no recognition questions."""
+def write_tasks(experiment: Experiment, folder: Path) -> list[Path]:
+    """Write the tasks of an experiment and their group, and give the files.
+
+    Raises RequestError where it asks no recognition questions.
+    """
     group = "bindscope_" + re.sub(r"[^\w.-]+", "-", experiment.name, flags=re.ASCII)
     tables = {f"{group}_{form}": table(prompts, "recognition") for form, prompts in questions(experiment).items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,7 @@ def write(experiment: Experiment, folder: Path) -> list[Path]:
 
 
 def questions(experiment: Experiment) -> dict[str, tuple[Prompt, ...]]:
-    """Form -> the questions in it: listed in each order of the options, and cloze. A prompt file has forms of its own.
+    """The questions in each form: listed in each order of the choices, and cloze; those of a prompt file as they are.
 
     Raises RequestError where there are none.
     """
@@ -54,10 +57,10 @@ def questions(experiment: Experiment) -> dict[str, tuple[Prompt, ...]]:
         read = experiment.build_prompts()
         forms = {form: tuple(p for p in read if p.format == form) for form in get_args(Format)}
     asked = {form: tuple(p for p in prompts if p.task == "recognition") for form, prompts in forms.items()}
-    found = {form: prompts for form, prompts in asked.items() if prompts}
-    if not found:
+    present = {form: prompts for form, prompts in asked.items() if prompts}
+    if not present:
         raise RequestError(f"{experiment.name} asks no recognition questions, so lm-eval would have nothing to score")
-    return found
+    return present
 
 
 def _task(name: str, data: Path, experiment: str) -> dict[str, Any]:

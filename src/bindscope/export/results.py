@@ -1,4 +1,4 @@
-"""The results of a run as one Parquet file a table, for DuckDB, pandas or anything else that reads Parquet.
+"""The results of a run as one Parquet file for each table, for DuckDB, pandas or any other reader of Parquet.
 
 A shard leaves out which checkpoint it is of, and its folder may hold shards of other runs. Here every row names its
 checkpoint, and only the run's own results are in. What a column means stands in the metadata of its field, and the
@@ -48,17 +48,17 @@ PROVENANCE = Table(
 )
 
 
-def write(store: Store, folder: Path) -> list[Path]:
-    """`TABLE.parquet` for each table of the run, and `provenance.parquet`, a row for each checkpoint and table.
+def write_tables(store: Store, folder: Path) -> list[Path]:
+    """Write `TABLE.parquet` for each table of a run, and `provenance.parquet` with a row for each checkpoint and table.
 
-    Raises StoreError for a run that has nothing finished, and for a shard that is missing or damaged.
+    Raises StoreError for a run without a finished checkpoint, and for a shard that is missing or damaged.
     """
     tables = store.tables()
     if not tables:
         raise StoreError(f"no checkpoint of {store.root} is measured yet; run `bindscope run` with this folder again")
     folder.mkdir(parents=True, exist_ok=True)
     files = [_export(table, _rows(store, table), folder) for table in map(with_checkpoint, tables)]
-    origins = _origins(store)
+    origins = _provenance(store)
     columns = {column.name: [row[column.name] for row in origins] for column in PROVENANCE.columns}
     return [*files, _export(PROVENANCE, PROVENANCE.arrow(columns), folder)]
 
@@ -84,7 +84,7 @@ def _export(table: Table, rows: pa.Table, folder: Path) -> Path:
     return path
 
 
-def _origins(store: Store) -> list[dict[str, Any]]:
+def _provenance(store: Store) -> list[dict[str, Any]]:
     rows = []
     for unit in store.read_run().units:
         for table, key in unit.keys.items() if unit.status == "done" else ():

@@ -1,4 +1,4 @@
-"""How a tokenizer cuts each term: alone and inside a sentence, and whether it can be measured."""
+"""How a tokenizer cuts each term, alone and inside a sentence, and whether binding can be measured on it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ _SENTENCE = "In this text, {} is a term."
 
 
 def audit(tokenizer: PreTrainedTokenizerBase, name: str, terms: Iterable[Term]) -> pd.DataFrame:
-    """One row per term.
+    """A table with one row per term.
 
-    bare_*: the term as a text of its own, without special tokens; prompt_*: the term inside a sentence (most
-    tokenizers then join the space to its first token). forms_differ: whether the two give different ids. valid: two
-    or more tokens in a sentence; else `reason` says why not.
+    name: what the column `tokenizer` holds.
+
+    Columns:
+    bare_n, bare_ids, bare_strings: the tokens of the term as a text of its own, without special tokens.
+    prompt_n, prompt_ids, prompt_strings: its tokens inside a sentence; most tokenizers join the space to the first.
+    forms_differ: whether the two give different ids.
+    valid, reason: whether it has two or more tokens in a sentence, and why not.
     """
     return pd.DataFrame([_row(tokenizer, name, term) for term in terms])
 
 
-def write(table: pd.DataFrame, path: Path) -> None:
-    """The table as CSV, lists as JSON. Raises RequestError where it cannot be written."""
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write the table of `audit` as CSV, with lists as JSON. Raises RequestError where it cannot be written."""
     lists = [str(name) for name in table if str(name).endswith(("_ids", "_strings"))]
     plain = table.assign(**{name: [json.dumps(ids, ensure_ascii=False) for ids in table[name]] for name in lists})
     try:
@@ -46,18 +50,22 @@ def by_k(tokenizer: PreTrainedTokenizerBase, groups: Mapping[str, Iterable[Term]
         group: Counter(len(_row(tokenizer, "", term)["prompt_ids"]) for term in terms)
         for group, terms in groups.items()
     }
-    ks = sorted({k for found in counts.values() for k in found})
+    ks = sorted({k for group in counts.values() for k in group})
     return pd.DataFrame({k: [counts[group][k] for group in counts] for k in ks}, index=list(counts))
 
 
 def unmatched(table: pd.DataFrame) -> list[str]:
-    """Warnings for a table of `by_k` whose first row is the terms: comparisons that have no control of the same k."""
-    real, out = table.iloc[0], []
+    """Warnings about comparisons without a control of the same k.
+
+    table: as `by_k` gives it, the terms in the first row.
+    """
+    terms, warnings = table.iloc[0], []
     for group in table.index[1:]:
         for k in table.columns:
-            if int(str(k)) > 1 and real[k] and not table.loc[group, k]:
-                out.append(f"{group} has no expression of {k} tokens: {real[k]} of {table.index[0]} cannot be compared")
-    return out
+            if int(str(k)) > 1 and terms[k] and not table.loc[group, k]:
+                left = f"{terms[k]} of {table.index[0]} cannot be compared"
+                warnings.append(f"{group} has no expression of {k} tokens: {left}")
+    return warnings
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: Term) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def _row(tokenizer: PreTrainedTokenizerBase, name: str, term: Term) -> dict[str,
 
 
 def _span(inside: Encoded, term: str) -> tuple[tuple[int, ...], str | None]:
-    """Tokens of the term where it was put, which need not be where its words occur first."""
+    """Tokens of the term at its place in the sentence, whose own words may contain the term."""
     start = _SENTENCE.index("{}")
     tokens = tokens_of(inside, (start, start + len(term)))
     return tokens, None if len(tokens) > 1 else "one token"

@@ -1,9 +1,9 @@
 """Terms -> prompts.
 
-A recognition question has two formats. *Listed* shows the choices in the prompt (the published one); *cloze* shows
-the stem only. In both, the continuation that is scored is the text of a choice. A generation prompt is an opening that
-the model goes on with, alone or behind an exemplar. A carrier is a sentence in which any expression can stand, so that
-terms and controls are compared in the very same words.
+A recognition question has two formats. *Listed* shows the choices in the prompt, as the reference study does; *cloze*
+shows the stem only. In both, the text of each choice is scored as a continuation. A generation prompt is an opening
+that the model completes, alone or after an exemplar. A carrier sentence is one into which any expression fits, so that
+terms and controls are compared in the same words.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 
-import yaml
-
 from bindscope.errors import PromptError, RequestError, UnknownName
 from bindscope.prompts.spans import find
 from bindscope.records import Format, Order, Prompt, Question, Shot, Term
+from bindscope.yamlfile import read_yaml
 
 LETTERS = string.ascii_uppercase
 #: Few-shot conditions, in the order of the results.
@@ -25,11 +24,15 @@ SHOTS: tuple[Shot, ...] = ("exemplar", "paraphrase", "mismatched")
 
 
 def build(terms: Iterable[Term], format: Format = "listed", order: Order = "rotated") -> tuple[Prompt, ...]:
-    """The questions and openings of the terms.
+    """The recognition questions and generation prompts of the terms.
 
-    order: "rotated" asks every listed question once per choice, its options shifted cyclically, so gold stands equally
-    often in each place; "spread" asks it once, with gold at a place that moves on by one from question to question;
-    "given" once, with the answer first, as term files have it. Cloze prompts show no options and are asked once.
+    format: whether the prompt shows the choices ("listed") or not ("cloze"; each question is then asked once).
+    order: where the right choice is among the listed ones. "rotated" asks each question once per choice, with the
+        choices shifted cyclically, so that the right one is equally often in each place. "spread" asks it once, with
+        the right one a place further from question to question. "given" asks it once, with the right one first, as in
+        the term files.
+
+    Raises PromptError for two prompts with one id or too many choices.
     """
     prompts: list[Prompt] = []
     shift = 0
@@ -52,14 +55,14 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
     text = question.stem if format == "cloze" else listed(question.stem, choices)
     shared = f"{term.name}/recognition/{question.kind}/{format}"
     return Prompt(
-        f"{shared}/{turn}",
-        term.name,
-        text,
-        "recognition",
-        term.aliases,
-        question.kind,
-        choices,
-        gold,
+        id=f"{shared}/{turn}",
+        term=term.name,
+        text=text,
+        task="recognition",
+        aliases=term.aliases,
+        kind=question.kind,
+        choices=choices,
+        answer=gold,
         format=format,
         rotation=turn,
         question=shared,
@@ -67,23 +70,26 @@ def _question(term: Term, question: Question, format: Format, shift: int, turn: 
 
 
 def listed(stem: str, choices: Iterable[str]) -> str:
-    """The question with its options, one a line."""
-    shown = list(choices)
-    if len(shown) > len(LETTERS):
-        raise PromptError(f"{stem!r} has {len(shown)} choices; {len(LETTERS)} can be lettered")
-    options = "".join(f"{letter}) {choice}\n" for letter, choice in zip(LETTERS, shown, strict=False))
-    return f"{stem}:\n{options}Answer:"
+    """The text of a listed question: the stem, its choices with letters, one a line, and "Answer:".
+
+    Raises PromptError for more choices than letters.
+    """
+    options = list(choices)
+    if len(options) > len(LETTERS):
+        raise PromptError(f"{stem!r} has {len(options)} choices, and there are {len(LETTERS)} letters; take some out")
+    lines = "".join(f"{letter}) {choice}\n" for letter, choice in zip(LETTERS, options, strict=False))
+    return f"{stem}:\n{lines}Answer:"
 
 
 def _opening(term: Term, i: int, shot: Shot = "zero", exemplar: str = "", owner: str = "") -> Prompt:
     opening = term.openings[i]
     return Prompt(
-        f"{term.name}/generation/{opening.kind}" + ("" if shot == "zero" else f"/{shot}"),
-        term.name,
-        opening.text if shot == "zero" else f"{exemplar}\n{opening.text}",
-        "generation",
-        term.aliases,
-        opening.kind,
+        id=f"{term.name}/generation/{opening.kind}" + ("" if shot == "zero" else f"/{shot}"),
+        term=term.name,
+        text=opening.text if shot == "zero" else f"{exemplar}\n{opening.text}",
+        task="generation",
+        aliases=term.aliases,
+        kind=opening.kind,
         max_tokens=opening.max_tokens,
         rubric=term.rubric,
         shot=shot,
@@ -94,10 +100,10 @@ def _opening(term: Term, i: int, shot: Shot = "zero", exemplar: str = "", owner:
 
 
 def few_shot(terms: Sequence[Term]) -> tuple[Prompt, ...]:
-    """Every opening behind the term's exemplar, behind its paraphrase, and behind the exemplar of another term: the
-    next one in the order of `terms` whose exemplar does not hold this term.
+    """Every opening after the term's exemplar, after its paraphrase, and after the exemplar of another term.
 
-    Raises RequestError naming a term that has openings but lacks an exemplar, or for which no other exemplar is found.
+    The other term is the next one in the order of `terms` whose exemplar does not contain this term. Raises
+    RequestError for a term that has openings but no exemplar or paraphrase, or for which there is no other term.
     """
     prompts = []
     for n, term in enumerate(terms):
@@ -109,36 +115,53 @@ def few_shot(terms: Sequence[Term]) -> tuple[Prompt, ...]:
         rest = [t for t in [*terms[n + 1 :], *terms[:n]] if t.exemplar]
         other = next((t for t in rest if not find(t.exemplar, term.name, term.aliases)), None)
         if other is None:
-            raise RequestError(f"few_shot needs a second term: no other exemplar can stand before {term.name!r}")
-        shown = {"exemplar": (term.exemplar, term.name), "paraphrase": (term.paraphrase, term.name),
-                 "mismatched": (other.exemplar, other.name)}  # fmt: skip
-        prompts += [_opening(term, i, shot, *shown[shot]) for shot in SHOTS for i in range(len(term.openings))]
+            raise RequestError(
+                f"few_shot needs a second term whose exemplar does not contain {term.name!r}; add one to `terms`"
+            )
+        exemplars = {
+            "exemplar": (term.exemplar, term.name),
+            "paraphrase": (term.paraphrase, term.name),
+            "mismatched": (other.exemplar, other.name),
+        }
+        prompts += [
+            _opening(term, i, shot, exemplar=exemplars[shot][0], owner=exemplars[shot][1])
+            for shot in SHOTS
+            for i in range(len(term.openings))
+        ]
     return tuple(prompts)
 
 
 def carriers(terms: Iterable[Term], name: str, group: str = "real") -> tuple[Prompt, ...]:
-    """Each term in each sentence of the list `name`; a sentence that holds the term by itself is left out.
+    """Each term in each carrier sentence of a list.
 
-    Raises UnknownName for a list that does not exist.
+    name: the list; see `frames`.
+    group: "real", or the control group that the terms belong to.
+
+    A sentence that contains the term anyway is left out. Raises UnknownName for a list that does not exist.
     """
     if name not in frames():
-        raise UnknownName("list of frames", name, frames())
+        raise UnknownName("list of carrier sentences", name, frames())
     return tuple(
         Prompt(
-            f"{term.name}/{name}/{i}", term.name, frame.format(term=term.surface), "carrier", term.aliases,
-            str(i), group=group,
+            id=f"{term.name}/{name}/{i}",
+            term=term.name,
+            text=frame.format(term=term.surface),
+            task="carrier",
+            aliases=term.aliases,
+            kind=str(i),
+            group=group,
         )
         for term in terms
         for i, frame in enumerate(frames()[name])
         if not find(frame.format(term=""), term.name, term.aliases)
-    )  # fmt: skip
+    )
 
 
 @cache
 def frames() -> dict[str, tuple[str, ...]]:
-    """The lists of carrier sentences that ship with the package."""
-    text = resources.files("bindscope").joinpath("data/frames.yaml").read_text(encoding="utf-8")
-    return {name: tuple(rows) for name, rows in yaml.safe_load(text).items()}
+    """The lists of carrier sentences that ship with the package, by name; `{term}` marks the place of the term."""
+    with resources.as_file(resources.files("bindscope").joinpath("data/frames.yaml")) as path:
+        return {name: tuple(sentences) for name, sentences in read_yaml(path).items()}
 
 
 def check_unique(prompts: Iterable[Prompt]) -> None:

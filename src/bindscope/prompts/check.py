@@ -1,4 +1,4 @@
-"""What a schema cannot see: a term that its prompts lack, an alias that is another term, letters that look alike."""
+"""Checks of a term file that a schema cannot make: prompts without their term, ambiguous aliases, deceptive letters."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from collections.abc import Iterator, Sequence
 from bindscope.prompts.rubric import matches
 from bindscope.prompts.spans import find
 from bindscope.records import Rubric, Term
-from bindscope.yamlfile import Place, Source
+from bindscope.yamlfile import Place, YamlFile
 
 _WORD = re.compile(r"\w+")
 #: Alphabets with letters that look like Latin ones.
 _ALIKE = {"CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "FULLWIDTH", "MATHEMATICAL"}
 
 
-def check(source: Source, terms: Sequence[Term]) -> None:
+def check_terms(file: YamlFile, terms: Sequence[Term]) -> None:
     """Raise RequestError, naming the line, for the first fault in the terms of a file."""
     for i, term in enumerate(terms):
         for place, text in _texts(term):
             if fault := look_alike(text):
-                raise source.error(f"term {term.name!r}: {fault}", ("terms", i, *place))
-        for place, text in _carrying(term):
+                raise file.error(f"term {term.name!r}: {fault}", ("terms", i, *place))
+        for place, text in _texts_with_the_term(term):
             if text and not find(text, term.name, term.aliases):
-                raise source.error(
-                    f"term {term.name!r} does not occur in {text!r}; write it in, or declare the form used as an alias",
+                raise file.error(
+                    f"term {term.name!r} does not occur in {text!r}; write it there, or list the form used as an alias",
                     ("terms", i, *place),
                 )
         if term.rubric is not None:
-            _rubric(source, i, term, term.rubric)
-    _swallowed(source, terms)
+            _check_rubric(file, i, term, term.rubric)
+    _check_aliases(file, terms)
 
 
-def _rubric(source: Source, i: int, term: Term, rubric: Rubric) -> None:
+def _check_rubric(file: YamlFile, i: int, term: Term, rubric: Rubric) -> None:
     for field, phrases in (("keywords", rubric.keywords), ("contradictions", rubric.contradictions)):
         for fault in filter(None, map(look_alike, phrases)):
-            raise source.error(f"term {term.name!r}: {fault}", ("terms", i, "rubric", field))
+            raise file.error(f"term {term.name!r}: {fault}", ("terms", i, "rubric", field))
         if len({p.casefold() for p in phrases}) < len(phrases):
-            raise source.error(f"term {term.name!r}: {field} holds a phrase twice", ("terms", i, "rubric", field))
+            raise file.error(f"term {term.name!r}: {field} holds a phrase twice", ("terms", i, "rubric", field))
     if both := [p for p in rubric.contradictions if matches(p, rubric.keywords)]:
-        raise source.error(
-            f"term {term.name!r}: the contradiction {both[0]!r} holds a keyword, so it would be rewarded",
+        raise file.error(
+            f"term {term.name!r}: the contradiction {both[0]!r} holds a keyword, so it would score points; reword it",
             ("terms", i, "rubric", "contradictions"),
         )
     if hits := matches(term.paraphrase, rubric.keywords):
-        raise source.error(
+        raise file.error(
             f"term {term.name!r}: the paraphrase holds the keyword {hits[0]!r}; it is to have none",
             ("terms", i, "paraphrase"),
         )
@@ -54,11 +54,11 @@ def _rubric(source: Source, i: int, term: Term, rubric: Rubric) -> None:
 def _texts(term: Term) -> Iterator[tuple[Place, str]]:
     yield ("name",), term.name
     yield from ((("aliases", j), alias) for j, alias in enumerate(term.aliases))
-    yield from _carrying(term)
+    yield from _texts_with_the_term(term)
 
 
-def _carrying(term: Term) -> Iterator[tuple[Place, str]]:
-    """Texts that must hold the term."""
+def _texts_with_the_term(term: Term) -> Iterator[tuple[Place, str]]:
+    """Texts in which the term must occur."""
     yield ("written",), term.written
     yield from ((("recognition", j, "stem"), q.stem) for j, q in enumerate(term.questions))
     yield from ((("generation", j, "prompt"), o.text) for j, o in enumerate(term.openings))
@@ -67,7 +67,7 @@ def _carrying(term: Term) -> Iterator[tuple[Place, str]]:
 
 
 def look_alike(text: str) -> str | None:
-    """What is wrong with the letters of a text: two alphabets in one word, or a character that cannot be seen."""
+    """What is wrong with the letters of a text (two alphabets in one word, an invisible character); None if nothing."""
     for char in text:
         if unicodedata.category(char) in ("Cf", "Cc", "Co", "Cs") and char not in "\n\t":
             return f"{text!r} holds the invisible character U+{ord(char):04X}; remove it"
@@ -83,8 +83,8 @@ def look_alike(text: str) -> str | None:
     return None
 
 
-def _swallowed(source: Source, terms: Sequence[Term]) -> None:
-    """An alias must be a name of its own term only, in whole and in part."""
+def _check_aliases(file: YamlFile, terms: Sequence[Term]) -> None:
+    """Raise RequestError for an alias that contains a name of another term, or is contained in one."""
     for i, term in enumerate(terms):
         for j, alias in enumerate(term.aliases):
             for other in terms:
@@ -92,8 +92,8 @@ def _swallowed(source: Source, terms: Sequence[Term]) -> None:
                     continue
                 for form in (other.name, *other.aliases):
                     if find(form, alias) or find(alias, form):
-                        raise source.error(
-                            f"the alias {alias!r} of {term.name!r} and {form!r}, a name of {other.name!r}, hold one "
-                            "another: their spans could not be told apart; take the alias out",
+                        raise file.error(
+                            f"the alias {alias!r} of {term.name!r} and {form!r}, a name of {other.name!r}, overlap: "
+                            "a text with one would be taken for the other; take the alias out",
                             ("terms", i, "aliases", j),
                         )

@@ -1,4 +1,4 @@
-"""Scores a generated text by the phrases in it."""
+"""The score of a generated text by the phrases in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bindscope.records import Rubric
 
 
 def matches(text: str, phrases: Sequence[str]) -> tuple[str, ...]:
-    """The phrases that stand in a text on word boundaries, in any case, in the order given."""
+    """The phrases that occur in a text between word boundaries, in any case, in the order given."""
     return tuple(p for p in phrases if _phrase(p).search(text))
 
 
@@ -21,10 +21,9 @@ def _phrase(phrase: str) -> re.Pattern[str]:
 
 
 def rubric_score(text: str, rubric: Rubric) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
-    """Score of a generated text in [0, 1], the keywords in it, the contradictions in it.
+    """The score of a generated text (0 to 1), the keywords in it, and the contradictions in it.
 
-    Distinct keywords on word boundaries / 3, at most 1, minus 0.2 per contradiction, at least 0 (Tran 2026). Both
-    bounds are part of the definition; the lists show what lies beyond them.
+    max(0, min(1, distinct keywords / 3) - 0.2 x distinct contradictions), as in Tran (2026).
     """
-    good, bad = matches(text, rubric.keywords), matches(text, rubric.contradictions)
-    return max(0.0, min(1.0, len(good) / 3) - 0.2 * len(bad)), good, bad
+    keywords, contradictions = matches(text, rubric.keywords), matches(text, rubric.contradictions)
+    return max(0.0, min(1.0, len(keywords) / 3) - 0.2 * len(contradictions)), keywords, contradictions

@@ -1,8 +1,9 @@
-"""Characters -> tokens: where a term stands in a tokenized prompt.
+"""Characters -> tokens: where a term is in a tokenized prompt.
 
-A term is found in the *text* and carried to tokens by character offsets. It is never re-encoded on its own, because
-"screen" at the start of a text and " screen" inside it are different tokens. A token belongs to the span when it
-overlaps the term's characters; the space that many tokenizers put in front of a word belongs to its token.
+A term is searched in the *text*, and its characters are mapped to tokens by the tokenizer's offsets. It is never
+encoded on its own, because "screen" at the start of a text and " screen" inside it are different tokens. A token
+belongs to the span when it overlaps the term's characters. Many tokenizers join a space to the word after it: that
+token belongs to the span. A token that is only the space before the term does not.
 """
 
 from __future__ import annotations
@@ -20,13 +21,22 @@ from bindscope.records import Bos, Span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Endings that inflect an English noun or verb by extending it ("readers", "ordered", "masking").
+#: Endings that are added to an English noun or verb ("readers", "ordered", "masking").
 INFLECTIONS = ("s", "es", "d", "ed", "ing", "ings")
+#: What a space looks like in the vocabularies of SentencePiece and of byte-level BPE, and white space itself.
+_SPACES = "\u2581\u0120 \t\r\n"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text as a model sees it. ids[0:prefix] are special tokens; offsets[i] is the character interval of ids[i]."""
+    """A text as a model reads it.
+
+    text: the text.
+    ids: token ids, special tokens in front included.
+    offsets: for each token its interval of characters; empty for special tokens and for a token that is
+        only a space although the tokenizer assigns it the letter after it.
+    prefix: how many special tokens are in front.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -35,11 +45,13 @@ class Encoded:
 
 
 def find(text: str, term: str, aliases: Sequence[str] = ()) -> list[tuple[int, int]]:
-    """Character intervals of every occurrence of the term, left to right, without overlaps.
+    """Character intervals of every occurrence of a term, left to right, without overlaps.
 
-    Any case; any white space between words; inflections that extend the last word; composed and decomposed
-    accents; any of the aliases. The term must begin and end at a word boundary, and where two forms match at one
-    place the longer wins.
+    term: the term; case and the kind of white space between its words do not matter.
+    aliases: other names of it.
+
+    An occurrence begins and ends at a word boundary. The last word may be inflected, accents may be composed or
+    decomposed, and where several forms match at one place the longest is taken. Raises PromptError for an empty term.
     """
     return [match.span() for match in _pattern(term, tuple(aliases)).finditer(text)]
 
@@ -56,11 +68,13 @@ def _pattern(term: str, aliases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: Bos = "default") -> Encoded:
-    """Tokenize a prompt with offsets.
+    """Tokenize a prompt, with the characters of each token.
 
     bos: "default" keeps the special tokens that the tokenizer puts in front, "on" makes the sequence start with its
-    BOS token, "off" adds none. Special tokens that a tokenizer puts *behind* a text are left out in every case: the
-    prompt is continued. Raises ModelError for a tokenizer that gives no offsets or has no BOS token to force.
+        BOS token, "off" adds none. Special tokens that a tokenizer puts *after* a text are always left out, because
+        the prompt is continued.
+
+    Raises ModelError for a tokenizer without offsets, and for "on" where it has no BOS token.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -69,16 +83,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, bos: Bos = "default") 
         )
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prefix = special_prefix(tokenizer, bos)
+    offsets = [_offset(text, *pair) for pair in zip(coded.tokens(), coded["offset_mapping"], strict=True)]
     return Encoded(
-        text,
-        (*prefix, *coded["input_ids"]),
-        (*[(0, 0)] * len(prefix), *[(int(a), int(b)) for a, b in coded["offset_mapping"]]),
-        len(prefix),
+        text=text, ids=(*prefix, *coded["input_ids"]), offsets=(*[(0, 0)] * len(prefix), *offsets), prefix=len(prefix)
     )
 
 
+def _offset(text: str, token: str, offset: tuple[int, int]) -> tuple[int, int]:
+    """The characters of a token. Metaspace tokenizers give a marker that is a token of its own the letter after it."""
+    start, end = int(offset[0]), int(offset[1])
+    characters = text[start:end]
+    lone_space = not token.strip(_SPACES) and characters.strip() and token != characters
+    return (start, start) if lone_space else (start, end)
+
+
 def special_prefix(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> tuple[int, ...]:
-    """Ids of the special tokens in front of every text under this BOS choice."""
+    """Ids of the special tokens in front of every text; `bos` as in `encode`. Raises ModelError as `encode` does."""
     if bos == "off":
         return ()
     if bos == "on":
@@ -98,38 +118,38 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> tuple[int, .
 def locate(encoded: Encoded, term: str, aliases: Sequence[str] = ()) -> Span:
     """The span of the term's first occurrence.
 
-    Raises SpanError where the term is absent, or is covered by a single token (nothing to bind); its `reason` is
-    "absent" or "one token".
+    Raises SpanError where the term does not occur (`reason` "absent") or is a single token, so that there is no pair of
+    tokens to bind (`reason` "one token").
     """
-    found = find(encoded.text, term, aliases)
-    if not found:
+    occurrences = find(encoded.text, term, aliases)
+    if not occurrences:
         raise SpanError(
             "absent",
             f"the term {term!r} does not occur in the prompt {encoded.text!r}; "
             "write it into the prompt, or declare the form used there as an alias",
         )
-    tokens = tokens_of(encoded, found[0])
+    tokens = tokens_of(encoded, occurrences[0])
     if len(tokens) < 2:
         raise SpanError(
             "one token",
             f"the term {term!r} is a single token in the prompt {encoded.text!r}: there is no pair of tokens to bind",
         )
-    return Span(tokens, found[0], len(found))
+    return Span(tokens, occurrences[0], len(occurrences))
 
 
 def tokens_of(encoded: Encoded, chars: tuple[int, int]) -> tuple[int, ...]:
-    """Positions of the tokens that overlap a character interval, from the first to the last."""
+    """Positions of the tokens that overlap a character interval, and of those between them."""
     start, end = chars
-    hit = [i for i, (a, b) in enumerate(encoded.offsets) if a < end and b > start and b > a]
-    return tuple(range(hit[0], hit[-1] + 1)) if hit else ()
+    overlapping = [i for i, (a, b) in enumerate(encoded.offsets) if a < end and b > start and b > a]
+    return tuple(range(overlapping[0], overlapping[-1] + 1)) if overlapping else ()
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, choice: str) -> tuple[int, ...]:
-    """Ids of a choice after a prompt, a space between them.
+    """Token ids of a choice after a prompt, with a space between them.
 
-    The ids of prompt + choice must extend those of the prompt, otherwise P(choice | prompt) is not a product over
-    the choice's tokens. Raises PromptError naming both where they do not, where a choice adds no token, and where the
-    prompt ends in white space.
+    Raises PromptError where the ids of prompt and choice together do not begin with those of the prompt (the
+    probability of the choice would not be a product over its own tokens), where the choice adds no token, and where
+    the prompt ends in white space.
     """
     if encoded.text[-1:].isspace():
         raise PromptError(

@@ -1,4 +1,4 @@
-"""What the terminal shows of suites and of plans: what there is to measure, and what it would cost."""
+"""What the terminal shows of suites and of plans."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bindscope.checkpoints.disk import told
 from bindscope.checkpoints.suites import Suite
 from bindscope.records import CheckpointRef
 
@@ -22,25 +22,27 @@ if TYPE_CHECKING:
 _OUT = Console(highlight=False)
 
 
-def catalogue(suites: Sequence[Suite]) -> None:
-    """A line each, with faults and notes below where they are not those of the line above."""
-    _OUT.print(f"{'suite':<25}{'checkpoints':>11}  {'parameters':>10}  {'tokens seen':<18}where", markup=False)
-    above: set[str] = set()
+def show_catalogue(suites: Sequence[Suite]) -> None:
+    """Print a line for each suite, with its faults and notes below where the suite before has others."""
+    _OUT.print(f"{'suite':<25}{'checkpoints':>11}  {'size':>7}  {'tokens seen':<17}where", markup=False)
+    before: set[str] = set()
     for suite in suites:
         where = _home(suite.checkpoints[-1]) if suite.checkpoints else "not installed"
-        size = short(suite.row.parameters) if suite.row else "?"
-        line = f"{suite.name:<25}{len(suite.checkpoints):>11}  {size:>10}  {_seen(suite):<18}{where}"
-        _OUT.print(line, markup=False, soft_wrap=True)
+        size = short(suite.entry.parameters) if suite.entry else "?"
+        line = f"{suite.name:<25}{len(suite.checkpoints):>11}  {size:>7}  {_tokens_seen(suite):<17}"
+        if len(line) + len(where) > _OUT.width:
+            line = f"{line.rstrip()}\n    "
+        _OUT.print(line + where, markup=False, soft_wrap=True)
         notes = dict.fromkeys(_notes(suite))
         for text in notes:
-            if text not in above:
+            if text not in before:
                 _OUT.print(Padding(escape(text), (0, 0, 0, 4)))
-        above = set(notes)
+        before = set(notes)
     _OUT.print("`bindscope suites NAME` shows one in full.", markup=False)
 
 
-def page(suites: Sequence[Suite]) -> None:
-    """Each suite in full, with every revision."""
+def show_suites(suites: Sequence[Suite]) -> None:
+    """Print each suite in full, with every checkpoint."""
     for suite in suites:
         _OUT.print(f"[bold]{escape(suite.name)}[/bold]")
         facts = Table.grid(padding=(0, 2))
@@ -57,48 +59,47 @@ def page(suites: Sequence[Suite]) -> None:
         _OUT.print(table)
 
 
-def cost(plan: Plan) -> None:
-    """What a study would cost: the whole, a line for each suite, and why something is missing."""
-    prompts = ", ".join(f"{n:,} {what}" for what, n in plan.prompts.items())
+def show_plan(plan: Plan) -> None:
+    """Print what an experiment needs: the whole, a line for each suite, and why a value is missing."""
+    prompts = ", ".join(f"{n:,} {task}" for task, n in plan.prompts.items())
     checkpoints = sum(c.checkpoints for c in plan.suites)
     _OUT.print(f"[bold]{escape(plan.experiment)}[/bold], {plan.protocol}: {plan.terms} terms; prompts: {prompts}")
-    _OUT.print(f"{plan.units:,} units: {checkpoints} checkpoints x {', '.join(plan.tables)}\n", markup=False)
-    line = "{:<25}{:>11}{:>6}{:>10}{:>9}{:>9}{:>18}{:>9}".format
-    _OUT.print(
-        line("suite", "checkpoints", "here", "download", "read", "written", "memory", "time"),
-        markup=False,
-        soft_wrap=True,
-    )
-    why: dict[str, list[str]] = {}
+    _OUT.print(f"{plan.units:,} units: {checkpoints} checkpoints x {', '.join(plan.tables)}", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("suite", overflow="fold")
+    for name in ("here", "download", "read", "generated", "weights", "batch", "time"):
+        table.add_column(name, justify="right")
+    missing: dict[str, list[str]] = {}
     for c in plan.suites:
-        _OUT.print(line(c.suite, c.checkpoints, c.at_hand, *_amounts(c)), markup=False, soft_wrap=True)
+        table.add_row(escape(c.suite), f"{c.at_hand} of {c.checkpoints}", *_amounts(c))
         for reason in c.reasons:
-            why.setdefault(reason, []).append(c.suite)
-    for reason, suites in why.items():
-        _OUT.print(f"Missing of {', '.join(suites)}: {reason}.", markup=False, soft_wrap=True)
-    need = "unknown" if plan.download is None else told(plan.download)
-    room = "" if plan.download is None or plan.download <= plan.free else "; not all of them at a time"
-    _OUT.print(
-        f"\nDisk: {need} to download, {told(plan.free)} free in {plan.cache}{room}.", markup=False, soft_wrap=True
-    )
+            missing.setdefault(reason, []).append(c.suite)
+    _OUT.print(table)
+    for reason, suites in missing.items():
+        _OUT.print(f"Missing of {', '.join(suites)}: {reason}.", markup=False)
+    need = "unknown" if plan.download is None else decimal(plan.download)
+    room = "" if plan.download is None or plan.download <= plan.free else "; not all of them fit at a time"
+    _OUT.print(f"Disk: {need} to download, {decimal(plan.free)} free in {plan.cache}{room}.", markup=False)
     if plan.seconds is not None:
         where = f"{plan.device}, {plan.dtype}"
-        _OUT.print(f"Time: about {duration(plan.seconds)} on this machine ({where}), downloads not counted.")
+        _OUT.print(f"Time: about {duration(plan.seconds)} on this machine ({where}), without downloads.")
     _OUT.print(
-        "read, written: tokens of each checkpoint, written ones at most. memory: weights + a batch, by their shapes. "
-        "time: of all checkpoints, from two prompts timed on one. ~: the catalogue's parameters times their bytes."
+        "here: checkpoints that need no download. read, generated: tokens of each checkpoint, the latter at most. "
+        "weights, batch: memory, from the shapes of the architecture. time: of all checkpoints, from two prompts "
+        "measured on one. ~: from the number of parameters in the catalogue."
     )
 
 
-def _amounts(c: Cost) -> tuple[str, str, str, str, str]:
-    size = "?" if c.download is None else f"{'~' if c.by == 'catalogue' else ''}{told(c.download)}"
+def _amounts(c: Cost) -> tuple[str, ...]:
+    """Download, tokens read and generated, memory of weights and batch, time; "?" for what is not known."""
+    size = "?" if c.download is None else f"{'~' if c.by == 'catalogue' else ''}{decimal(c.download)}"
     read, written = ("?", "?") if c.work is None else (short(c.work.read), short(c.work.written))
-    held = " + ".join("?" if n is None else told(n) for n in (c.memory.weights, c.memory.batch))
-    return size, read, written, held, "?" if c.seconds is None else duration(c.seconds)
+    weights, batch = ("?" if n is None else decimal(n) for n in (c.memory.weights, c.memory.batch))
+    return size, read, written, weights, batch, "?" if c.seconds is None else duration(c.seconds)
 
 
 def duration(seconds: float) -> str:
-    """Two digits, in the unit that fits."""
+    """A time with two digits, in the largest unit of which there is one or more."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.2g} {unit}"
@@ -106,7 +107,7 @@ def duration(seconds: float) -> str:
 
 
 def _facts(suite: Suite) -> Iterator[tuple[str, str]]:
-    row = suite.row
+    row = suite.entry
     if suite.checkpoints:
         first = suite.checkpoints[0]
         yield (
@@ -127,23 +128,23 @@ def _facts(suite: Suite) -> Iterator[tuple[str, str]]:
 
 
 def _notes(suite: Suite) -> Iterator[str]:
-    if suite.row is None:
+    if suite.entry is None:
         return
-    if not suite.checkpoints and suite.row.install:
-        yield f"to install it: {suite.row.install}"
-    if suite.row.faults:
-        yield f"faults: {suite.row.faults}"
-    if suite.row.note:
-        yield suite.row.note
+    if not suite.checkpoints and suite.entry.install:
+        yield f"to install it: {suite.entry.install}"
+    if suite.entry.faults:
+        yield f"faults: {suite.entry.faults}"
+    if suite.entry.note:
+        yield suite.entry.note
 
 
-def _seen(suite: Suite) -> str:
+def _tokens_seen(suite: Suite) -> str:
     tokens = [ref.tokens for ref in suite.checkpoints if ref.tokens is not None]
     return f"{short(tokens[0])} to {short(tokens[-1])}" if len(tokens) > 1 else "?"
 
 
 def short(number: int | None) -> str:
-    """Three digits and a unit of thousands; "?" for what is not known."""
+    """A number with three digits and k, M, B or T; "?" for None."""
     if number is None:
         return "?"
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):

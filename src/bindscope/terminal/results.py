@@ -1,4 +1,4 @@
-"""What the terminal shows: progress, tables, the outcome. Plain lines where the output is not a terminal."""
+"""What the terminal shows of a run and of its results. Plain lines where the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bindscope.charts.text import chance
 from bindscope.records import CheckpointRef
 
 if TYPE_CHECKING:
-    from bindscope.checkpoints.fingerprint import Verified
+    from bindscope.checkpoints.fingerprint import VerifiedSuite
     from bindscope.checkpoints.load import Loaded
     from bindscope.checkpoints.suites import Suite
     from bindscope.claims.analysis import Analysis
@@ -36,7 +36,7 @@ _ERR = Console(stderr=True, highlight=False)
 
 
 class Progress:
-    """Two bars, over checkpoints and over the prompts of the current one; on a pipe, one line a checkpoint."""
+    """A bar over checkpoints and one over the prompts of the current one; without a terminal a line per checkpoint."""
 
     def __init__(self) -> None:
         self._live = _ERR.is_terminal
@@ -60,19 +60,22 @@ class Progress:
         self._bars.stop()
 
     def begin(self, units: int) -> None:
+        """units: number of checkpoints."""
         self._units = self._bars.add_task("checkpoints", total=units)
         self._steps = self._bars.add_task("prompts", total=None)
         self._count, self._done = units, 0
 
     def unit(self, ref: CheckpointRef, steps: int) -> None:
-        """steps: prompts to measure and texts to write; 0 where everything is in the store."""
+        """A checkpoint begins. steps: prompts to measure and texts to generate; 0 where everything is stored."""
         self._stored = steps == 0
         self._bars.reset(self._steps, total=steps, description=escape(f"{ref.suite}, {ref.label}")[:24])
 
     def progress(self, done: float) -> None:
+        """done: steps that were finished since the last call."""
         self._bars.advance(self._steps, done)
 
     def end(self, ref: CheckpointRef, reason: str | None) -> None:
+        """A checkpoint is finished. reason: why it failed; None if it did not."""
         self._done += 1
         self._bars.advance(self._units)
         what = "failed" if reason else "found in the store" if getattr(self, "_stored", False) else "measured"
@@ -82,12 +85,13 @@ class Progress:
             self.note(f"{ref.suite}, {ref.label} failed: {reason}")
 
     def note(self, text: str) -> None:
+        """Print a line that is no result."""
         self._bars.console.print(f"bindscope: {text}", markup=False, soft_wrap=True)
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner on a terminal, nothing elsewhere."""
+    """Show a spinner during a block, on a terminal only. what: the words beside it."""
     if _ERR.is_terminal:
         with _ERR.status(what):
             yield
@@ -208,11 +212,11 @@ def compared(page: Path, found: Changes) -> None:
     _OUT.print(f"All checkpoints and terms: {page.resolve()}", markup=False, soft_wrap=True)
 
 
-def looks(loaded: Loaded, found: Sequence[TermResult]) -> None:
-    """Per term its tokens, EB* with its null, and the heads that bind it."""
+def show_terms(loaded: Loaded, terms: Sequence[TermResult]) -> None:
+    """Print for each term its tokens, EB* beside the null, and the heads that bind it most."""
     shape = f"{loaded.layers} layers x {loaded.heads} heads, {loaded.dtype}, BOS {loaded.bos}"
     _OUT.print(f"{loaded.ref.suite}, {loaded.ref.label}: {shape}", markup=False)
-    for item in found:
+    for item in terms:
         _OUT.print()
         _OUT.print(f"[bold]{escape(item.term)}[/bold]  " + escape(" | ".join(repr(t)[1:-1] for t in item.tokens)))
         if item.k is None:
@@ -262,29 +266,34 @@ _SHADES = {True: " \u2591\u2592\u2593\u2588", False: " .:+#"}
 
 
 def head_map(bsi: Sequence[Sequence[float]], width: int, encoding: str) -> list[str]:
-    """A layer-by-head map in characters, the last layer first: a shade, and the value in hundredths where `width`
-    columns have room for it. Plain ASCII where the encoding has no shades."""
+    """A map of all heads in characters, one line per layer, the last layer first.
+
+    bsi: a row per layer, a value per head.
+    width: columns of the terminal; values are printed in hundredths beside the shade where there is room for them.
+    encoding: of the terminal; plain ASCII is used where it has no shades.
+    """
     if not bsi:
         return []
     heads, shades = len(bsi[0]), _SHADES[encoding.lower().replace("-", "") == "utf8"]
-    written = 8 + 4 * heads <= width
-    step = 4 if written else 2 if 8 + 2 * heads <= width else 1
+    numbers = 8 + 4 * heads <= width
+    step = 4 if numbers else 2 if 8 + 2 * heads <= width else 1
 
     def cell(value: float) -> str:
         shade = shades[sum(value > limit for limit in _LIMITS)]
-        return f"{shade}{min(round(100 * value), 99):02d} " if written else shade * min(2, step)
+        return f"{shade}{min(round(100 * value), 99):02d} " if numbers else shade * min(2, step)
 
     lines = [f"{layer:>4} {''.join(map(cell, row)).rstrip()}" for layer, row in reversed(list(enumerate(bsi)))]
     every = max(1, -(-4 // step))  # so that numbers of heads do not touch
     return [*lines, "     " + "".join(f"{h:<{step * every}}" for h in range(0, heads, every)).rstrip()]
 
 
-def audit_table(table: pd.DataFrame) -> None:
-    """The audit on a screen: a line for the term in a sentence, one more where it stands alone in other tokens."""
+def show_audit(table: pd.DataFrame) -> None:
+    """Print how each term is cut inside a sentence, and on a second line on its own where that differs."""
     for name, part in table.groupby("tokenizer", sort=False):
-        shown = Table(title=escape(str(name)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        _OUT.print(escape(str(name)), style="italic", soft_wrap=True)
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("term", "k", "tokens", "ids", "measurable"):
-            shown.add_column(column, overflow="fold")
+            shown.add_column(column, overflow="fold", no_wrap=column == "k")
         for row in part.to_dict("records"):
             verdict = "yes" if row["valid"] else f"no: {row['reason']}"
             shown.add_row(escape(row["term"]), *_pieces(row, "prompt"), verdict)
@@ -294,10 +303,10 @@ def audit_table(table: pd.DataFrame) -> None:
     _OUT.print("k: tokens of the term inside a sentence, which is what is measured; \u00b7 is a space.")
 
 
-def group_table(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
-    """Expressions by group and k, and which comparisons have no match."""
-    table = Table(title=f"{escape(name)}: expressions by tokens (k)", box=box.SIMPLE_HEAD, title_justify="left",
-                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+def show_groups(name: str, counts: pd.DataFrame, warnings: Sequence[str]) -> None:
+    """Print how many expressions of each group have k tokens, and which comparisons have no control."""
+    _OUT.print(f"{escape(name)}: expressions by number of tokens (k)", style="italic", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("k", no_wrap=True)
     for k in counts.columns:
         table.add_column(str(k), justify="right", no_wrap=True, min_width=2)
@@ -314,9 +323,9 @@ def _pieces(row: Mapping[Any, Any], form: str) -> tuple[str, str, str]:
     return str(row[f"{form}_n"]), escape(strings), " ".join(map(str, row[f"{form}_ids"]))
 
 
-def verification(suite: Suite, found: Verified) -> None:
-    """A line for every checkpoint of a suite, what is wrong with it below."""
-    prints, faults = {p.ref: p for p in found.prints}, dict(found.faults)
+def show_verification(suite: Suite, verified: VerifiedSuite) -> None:
+    """Print a line for every checkpoint of a suite, and its warnings below."""
+    prints, faults = {p.ref: p for p in verified.prints}, dict(verified.faults)
     for ref in suite.checkpoints:
         if ref in faults:
             _OUT.print(f"{ref.label}: {faults[ref]}", markup=False, soft_wrap=True)
@@ -324,18 +333,18 @@ def verification(suite: Suite, found: Verified) -> None:
         known = prints[ref]
         tensors = f"tensors {known.tensors[:16]}" if known.tensors else "tensors not on this machine"
         commit = f"commit {known.commit[:12]}" if known.commit else "local"
-        line = f"{ref.label:<16} {known.name:<28} {commit:<20} files {known.files[:16]}  {tensors}"
-        _OUT.print(line, markup=False, soft_wrap=True)
-        for flag in found.flags:
+        _OUT.print(f"{ref.label:<16} {known.name}", markup=False, soft_wrap=True)
+        _OUT.print(f"    {commit}  files {known.files[:16]}  {tensors}", markup=False, soft_wrap=True)
+        for flag in verified.flags:
             if ref in flag.refs:
                 _OUT.print(Padding(escape(flag.text), (0, 0, 0, 4)))
-    if not found.flags and not faults:
-        _OUT.print(f"All {len(prints)} checkpoints hold weights of their own.")
+    if not verified.flags and not faults:
+        _OUT.print(f"All {len(prints)} checkpoints have different weights.")
 
 
-def findings(found: Sequence[Finding]) -> bool:
-    """Print the doctor's findings; true where one of them is a fault."""
+def show_findings(checks: Sequence[Finding]) -> bool:
+    """Print the findings of `doctor.examine`, and tell whether one of them is a fault."""
     marks = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
-    for item in found:
-        _OUT.print(f"{marks[item.state]}  {item.what}: {item.seen}", markup=False, soft_wrap=True)
-    return any(item.state == "fault" for item in found)
+    for item in checks:
+        _OUT.print(f"{marks[item.state]}  {item.subject}: {item.result}", markup=False, soft_wrap=True)
+    return any(item.state == "fault" for item in checks)
