@@ -1,4 +1,4 @@
-"""docs/performance.md: measurements without a contestant, and the page that tells all of them."""
+"""Measurements without a second program, and the tables of all of them for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -195,12 +195,11 @@ def _timed(command: list[Any]) -> float:
     return time.perf_counter() - begun
 
 
-def page(known: Mapping[str, Any]) -> str:
-    """The document, from everything that was measured."""
-    words = (Path(__file__).parents[1] / "docs" / "performance.words.md").read_text(encoding="utf-8")
+def tables(known: Mapping[str, Any]) -> str:
+    """Everything that was measured, as the section "speed" of docs/performance.md."""
     parts = [_comparison(found) for name, found in known.items() if name not in ALONE]
-    tables = "\n".join([*parts, *(_ALONE[name](known[name]) for name in ALONE if name in known), _versions(known)])
-    return words.replace("<!-- tables -->", tables.strip())
+    alone = [_ALONE[name](known[name]) for name in ALONE if name in known]
+    return "\n".join([*parts, *alone, _versions(known)])
 
 
 def _versions(known: Mapping[str, Any]) -> str:

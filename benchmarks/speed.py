@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=sorted({c.name for c in COMPARISONS} | set(performance.ALONE)))
-    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    parser.add_argument("--out", type=Path, default=Path("performance.md"))
     arguments = parser.parse_args()
     cache = arguments.cache.absolute()
     cache.mkdir(exist_ok=True)
@@ -202,7 +202,7 @@ def main() -> None:
         if not arguments.only or name in arguments.only:
             known[name] = measure(cache) | performance.circumstances()
             kept.write_text(json.dumps(known, indent=1))
-    arguments.out.write_text(performance.page(known), encoding="utf-8")
+    arguments.out.write_text(performance.tables(known), encoding="utf-8")
     print(f"{arguments.out} is written")
     if failed:
         sys.exit("not measured:\n" + "\n".join(failed))

@@ -1,6 +1,6 @@
 """Replaces one generated section of a page; the words around it are written by hand and stay.
 
-    python benchmarks/parity.py | python docs/sections.py performance parity
+    python tests/parity.py | python docs/sections.py performance parity
 
 A section lies between the lines `<!-- begin NAME: how it is made -->` and `<!-- end NAME -->`.
 """
