@@ -1,4 +1,4 @@
-"""How many conditions (sets of heads taken out) a second `conditions.run` does, against the naive loop.
+"""How many sets of heads `conditions.run` ablates in a second, compared with the simple loop.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py > ablation.md     # docs/performance.md has a part of its table
 

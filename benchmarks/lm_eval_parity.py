@@ -49,7 +49,7 @@ SCORES = {"raw": "acc", "per_byte": "acc_bytes"}
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a form of the questions. study: what a study file says to ask them so."""
+    """A model and a form of the questions. study: the lines of an experiment file that ask them so."""
 
     suite: str
     revision: str | None
@@ -180,8 +180,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("bindscope", "torch", "transformers"))
     print(f"{versions}; {', '.join(PINS)}; Python {platform.python_version()}.")
     print(f"CPU ({cpu.split(': ')[1]}), float32, threads: {threads}. {date.today()}.")
-    print(f"The script fails where the log-probability of a choice is more than {TOLERANCE:.0e} nats a token apart,", end=" ")
-    print("or accuracies differ.\n")
+    print(f"The script fails where the log-probability of a choice is more than {TOLERANCE:.0e} nats a token")
+    print("apart, or accuracies differ.\n")
     print("| model | form | BOS | questions | largest difference | there, bindscope from float64 | lm-eval", end=" ")
     print("from float64 | `raw` = `acc` | `per_byte` = `acc_bytes` | other answers | `acc_norm` |")
     print("|---|---|---|" + "---:|" * 8)
