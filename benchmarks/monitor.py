@@ -1,4 +1,4 @@
-"""What watching a training run costs: seconds of a measurement divided by those of 500 training steps; used by speed.py."""
+"""What watching a training run costs: time of a measurement over that of 500 training steps; used by speed.py."""
 
 from __future__ import annotations
 

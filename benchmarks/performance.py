@@ -228,19 +228,19 @@ def _comparison(found: Mapping[str, Any]) -> str:
     for entry in others:
         limit = limits[entry]
         cost, (ratio, low, high) = limit.way == "cost", _ratio(rounds[ours], rounds[entry], limit.way)
-        comparison = f"bindscope takes {ratio:.3f} of it" if cost else f"bindscope is {ratio:.2f} times as fast"
-        comparison += f" [{low:.2f}, {high:.2f}]"
+        compared = f"bindscope takes {ratio:.3f} of it" if cost else f"bindscope is {ratio:.2f} times as fast"
+        compared += f" [{low:.2f}, {high:.2f}]"
         target = _target("≤" if cost else "≥", limit.ratio, ratio <= limit.ratio if cost else ratio >= limit.ratio)
         if limit.memory is not None:
             which, most = limit.memory
             share = _middle(rounds[ours], which) / _middle(rounds[entry], which)
-            comparison += f"; {share:.2f} of its {'peak' if which == 'peak_mb' else 'extra'} memory"
+            compared += f"; {share:.2f} of its {'peak' if which == 'peak_mb' else 'extra'} memory"
             target += f"; {_target('≤', most, share <= most)}"
         apart = found["apart"].get(entry)
         differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
         rows.append(
             f" {WORDS[entry]} | {_middle(rounds[entry], 'seconds'):.2f} | {_memory(rounds[entry])} "
-            f"| {comparison} | {target} | {differ} "
+            f"| {compared} | {target} | {differ} "
         )
     what = asked.get(key, "prompts")
     texts = f"{count[key]:,} {what if count[key] != 1 else what.removesuffix('s')}"
@@ -322,7 +322,7 @@ def _profile(found: Mapping[str, Any]) -> str:
 
     jobs = found["jobs"]
     named = [(name, name) for name in PARTS] + [(name, f"of all that: {name}") for name in CONTROLS]
-    rows = [f" {comparison} | " + " | ".join(f"{part[name]:.2f} s" for part in jobs.values()) + " " for name, comparison in named]
+    rows = [f" {label} | " + " | ".join(f"{part[name]:.2f} s" for part in jobs.values()) + " " for name, label in named]
     whole = [f"{part['whole']:.2f} s" for part in jobs.values()]
     rest = [f"{part['whole'] - sum(part[name] for name in PARTS):.2f} s" for part in jobs.values()]
     rows.insert(len(PARTS), f" all else | {' | '.join(rest)} ")

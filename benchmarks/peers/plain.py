@@ -1,4 +1,4 @@
-"""transformers with SDPA attention, its default, and no measurement: the least that a forward pass and decoding can cost.
+"""transformers with SDPA attention, its default, and no measurement: the least that a pass and decoding can cost.
 
 `forward` runs the base model over all rows with a term; `forward_neutral` over the neutral text too, from which
 bindscope computes previous-token scores. `read` and `read_controls` run it over all tokens once (each prompt, each

@@ -5,7 +5,7 @@ whose attention weights are then read one by one. Other architectures are read t
 attention, one whole pass a prompt. Recognition is one whole pass for each choice, with the vocabulary projection at
 every position; generation is greedy.
 
-Each script of the reference study loads its model, so `load_binding`, `load_recognition` and `load_generation` do so too;
+Each of its scripts loads the model, so `load_binding`, `load_recognition` and `load_generation` do so too;
 `battery` is a whole checkpoint as that study runs it, one script for binding and one for behavior, with a load each.
 `binding`, `recognition` and `generation` use a model that is there already.
 """
