@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- begin {re.escape(name)}\b[^\n]*-->\n)(.*?)(<!-- end {re.escape(name)} -->)", re.S)
+    return re.compile(rf"(<!-- begin {re.escape(name)}(?:: [^\n]*)? -->\n)(.*?)(<!-- end {re.escape(name)} -->)", re.S)
 
 
 def section(page: str, name: str) -> str:

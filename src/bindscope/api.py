@@ -194,8 +194,9 @@ def terms(*names: Terms) -> tuple[Term, ...]:
 
     Raises RequestError where there are none, UnknownName for a mistyped set, and what is wrong with a file, by line.
 
-    >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
-    ['screen reader', 'skip link', 'alt text', 'cast iron']
+    Examples:
+        >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
+        ['screen reader', 'skip link', 'alt text', 'cast iron']
     """
     return _terms([name for some in names for name in _each(some)])
 
@@ -291,8 +292,9 @@ def figures(results: Store | str | Path) -> dict[str, Figure]:
     """Every figure that a run carries, by name. One draws itself in a notebook; `.chart` is the Altair chart, `.data`
     the numbers in it, `.text` says what there is to see. Raises StoreError where the results cannot be read.
 
-    >>> list(bs.figures(folder))[:3]
-    ['emergence-log', 'emergence-linear', 'heads']
+    Examples:
+        >>> list(bs.figures(folder))[:3]
+        ['emergence-log', 'emergence-linear', 'heads']
     """
     from bindscope.report.figures import figures as drawn
     from bindscope.report.material import gather
