@@ -61,14 +61,13 @@ def test_a_generated_section_is_replaced_and_the_words_around_it_stay(tmp_path: 
     sections["replace"].__globals__["DOCS"] = tmp_path
     try:
         path = tmp_path / "p.md"
-        path.write_text(
-            "before\n<!-- begin a: how -->\nold\n<!-- end a -->\n<!-- begin a-b -->\n<!-- end a-b -->\nafter\n"
-        )
+        other = "<!-- begin a-b -->\n<!-- end a-b -->\n"
+        path.write_text(f"before\n{other}<!-- begin a: how -->\nold\n<!-- end a -->\nafter\n")
         sections["replace"]("p", "a", r"new \1 | text")
         assert sections["section"]("p", "a") == r"new \1 | text"
         assert sections["section"]("p", "a-b") == ""
-        assert path.read_text().startswith("before\n<!-- begin a: how -->\n")
-        assert path.read_text().endswith("<!-- end a -->\n<!-- begin a-b -->\n<!-- end a-b -->\nafter\n")
+        assert path.read_text().startswith(f"before\n{other}<!-- begin a: how -->\n")
+        assert path.read_text().endswith("<!-- end a -->\nafter\n")
         with pytest.raises(ValueError, match="no section 'c'"):
             sections["replace"]("p", "c", "text")
     finally:
@@ -78,10 +77,8 @@ def test_a_generated_section_is_replaced_and_the_words_around_it_stay(tmp_path: 
 @pytest.mark.parametrize("name", ["smollm2", "causal"])
 def test_the_sections_that_a_script_writes_are_on_the_page(name: str) -> None:
     source = (DOCS / f"{name}.py").read_text(encoding="utf-8")
-    written = {
-        *re.findall(r'replace\("smollm2", "([\w-]+)"', source),
-        *re.findall(r'^        "([\w-]+)": \w+\(', source, re.M),
-    }
+    direct = re.findall(r'replace\("smollm2", "([\w-]+)"', source)
+    written = {*direct, *re.findall(r'^        "([\w-]+)": \w+\(', source, re.M)}
     assert len(written) >= 4
     for section in written:
         assert script("sections")["section"]("smollm2", section), section
