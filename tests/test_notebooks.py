@@ -1,4 +1,4 @@
-"""The notebooks run as they are stored: without an error or a warning, offline, and with the same numbers.
+"""The notebooks run as stored: without an error or a warning, offline, and with the same numbers.
 
 Where a number has changed for a reason, `python tests/test_notebooks.py` runs them all and stores them again.
 """
@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 
 BOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-#: tqdm says so where ipywidgets is not installed; no bar is drawn.
+#: A warning of tqdm if ipywidgets is not installed; no bar is drawn.
 QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found", "HF_HUB_OFFLINE": "1"}
 
 
@@ -35,8 +35,8 @@ def _cells(book: Any) -> list[Any]:
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-def _told(cell: Any) -> str:
-    """What a cell says as text: what it prints, and the text form of what it shows."""
+def _text(cell: Any) -> str:
+    """The output of a cell as text: what it prints, and the text form of what it shows."""
     return "\n".join(o.text if o.output_type == "stream" else o.data["text/plain"] for o in cell.outputs)
 
 
@@ -48,12 +48,12 @@ def _agree(one: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
-def test_it_runs_and_says_what_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_and_gives_the_stored_output(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in QUIET.items():
         monkeypatch.setenv(key, value)
     stored, now = _cells(nbformat.read(path, as_version=4)), _cells(_executed(path, tmp_path))
     assert not [o.text for cell in now for o in cell.outputs if o.get("name") == "stderr"]
-    stale = [(_told(a), _told(b)) for a, b in zip(stored, now, strict=True) if not _agree(_told(a), _told(b))]
+    stale = [(_text(a), _text(b)) for a, b in zip(stored, now, strict=True) if not _agree(_text(a), _text(b))]
     assert not stale
 
 
