@@ -373,7 +373,7 @@ def test_pages_are_read_without_javascript(site: Path, browser: Any) -> None:
     try:
         assert at.page.locator("h1").is_visible()
         assert at.page.locator("article img").count() == 4
-        assert at.page.locator("article table").count() == 2
+        assert at.page.locator("article table").count() == 3
         assert at.page.get_by_role("link", name="the claims").is_visible()
     finally:
         at.context.close()
