@@ -18,10 +18,10 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 def section(page: str, name: str) -> str:
     """The generated text of section `name` in docs/`page`.md. Raises ValueError where there is none."""
-    found = _pattern(name).search((DOCS / f"{page}.md").read_text(encoding="utf-8"))
-    if found is None:
+    match = _pattern(name).search((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+    if match is None:
         raise ValueError(f"docs/{page}.md has no section {name!r}; write <!-- begin {name} --> and <!-- end {name} -->")
-    return found[2].strip()
+    return match[2].strip()
 
 
 def replace(page: str, name: str, text: str) -> None:
@@ -29,7 +29,7 @@ def replace(page: str, name: str, text: str) -> None:
     section(page, name)
     path = DOCS / f"{page}.md"
     before = path.read_text(encoding="utf-8")
-    after = _pattern(name).sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[3]}", before)
+    after = _pattern(name).sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[3]}", before)
     path.write_text(after, encoding="utf-8")
 
 

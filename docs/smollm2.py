@@ -108,8 +108,7 @@ def few_shot(analyses: dict[str, Analysis]) -> str:
     text = table(["exemplar in front", "rubric score", "gain, pp", "relative gain"], rows)
     matched, copied = int(gained["matched"].sum()), int(gained["copied"].sum())
     return (
-        text
-        + f"\nOf {matched} keywords in the answers behind the term's own exemplar, {copied} stand in the exemplar.\n"
+        text + f"\nOf {matched} keywords in the answers with the term's own exemplar, {copied} stand in the exemplar.\n"
     )
 
 
