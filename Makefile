@@ -39,7 +39,8 @@ dist: .venv/developed
 # What measuring costs, beside other programs in environments of their own: an hour, 6 GB. Writes docs/performance.md.
 TOKENIZER ?= ../shared/tokenizers/neox/tokenizer.json
 bench: .venv/developed
-	.venv/bin/python benchmarks/speed.py $(if $(wildcard $(TOKENIZER)),--tokenizer $(TOKENIZER))
+	.venv/bin/python benchmarks/speed.py --out .bench/performance.md $(if $(wildcard $(TOKENIZER)),--tokenizer $(TOKENIZER))
+	.venv/bin/python docs/sections.py performance speed < .bench/performance.md
 
 # torch first: asked for by another package it would come in its largest build.
 .venv/installed: pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
-"""How many conditions (sets of heads taken out) a second `conditions.run` does, against the naive loop.
+"""How many sets of heads `conditions.run` ablates in a second, compared with the simple loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/ablation.py > docs/ablation-speed.md
+    OMP_NUM_THREADS=1 python benchmarks/ablation.py > ablation.md     # docs/performance.md has a part of its table
 
 Two models of GPT-2 small's and Pythia-160M's shape with random weights, float32, one thread; about five minutes.
 --parts sets how many of the eight parts of the questions each model is asked, --conditions how many sets run together.
@@ -10,7 +10,6 @@ The tokenizer is the one named by --tokenizer, else a small one trained on the q
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,20 +20,18 @@ from time import process_time as clock
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-
-import models
-from bindscope.checkpoints.tokenizer import tokenizer_by_name
-from bindscope.engine import conditions
-from bindscope.engine.attention import during, hooked
-from bindscope.engine.edits import Head, mask, replacing
 from bindscope.engine.forward import Row, pack
 from bindscope.engine.layers import layers
 from bindscope.measures.ranking import sets
+from byte_pairs import trained_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.engine import conditions
+from bindscope.engine.attention import during, hooked
+from bindscope.engine.edits import Head, mask, replacing
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import continuation, encode
@@ -74,13 +71,13 @@ def questions(words: str) -> tuple[list[Row], str]:
         if prompt.task == "recognition":
             asked.setdefault(prompt.term, []).append(prompt)
     chosen = [mine[n % len(mine)] for n, mine in enumerate(asked.values())]
-    found = Path(words).is_file()
-    tok = tokenizer_by_name(words) if found else models.tokenizer([p.text for p in chosen], 4000)
+    there = Path(words).is_file()
+    tok = tokenizer(words) if there else trained_tokenizer([p.text for p in chosen], 4000)
     rows = []
     for prompt in chosen:
         encoded = encode(tok, prompt.text, "off")
         rows.append(Row(encoded.ids, tuple(continuation(tok, encoded, choice) for choice in prompt.choices)))
-    return rows, Path(words).parent.name if found else "trained on the questions"
+    return rows, Path(words).parent.name if there else "trained on the questions"
 
 
 def drawn(place: tuple[int, int], n: int) -> list[tuple[Head, ...]]:

@@ -1,6 +1,6 @@
 """How often the statistics of bindscope.stats are wrong when the truth is known, and what they can see.
 
-    python benchmarks/calibration.py > docs/calibration.md
+    python benchmarks/calibration.py | python docs/sections.py calibration simulations
 
 Simulated studies; about five minutes on one thread. Bootstraps take 400 draws here, not 2,000, and the mixed model 500
 studies, not 1,000.
@@ -280,34 +280,9 @@ def power_rows() -> Iterator[list[Any]]:
             yield [seeds, frames, f"{r:.2f}", f"{difference(frames, seeds):.3f}", leading(seeds)]
 
 
-READING = """\
-Redrawing terms does not save the pooled correlation: where all terms rise together, uncoupled series are called
-coupled in over half of the studies as published, in a quarter with terms redrawn and nearly always by
-repeated-measures r, for the rises do correlate. A method must take the checkpoint out *and* treat the term as the
-unit: Bland and Altman's p and the mixed model's own are wrong in 13 to 18%, since noise lasts from one checkpoint to
-the next. `clustered_repeated`, `mixed_slope` and `clustered_spearman(within=...)` hold 5%, the last with caution (2%)
-at 11 terms and with less power. Every interval of theirs, of `paired_difference`, `stratified_difference`, `icc` and
-`wilson` and `resample.cluster_mean` covers 93 to 97%; the last did not with 11 terms (90%) while its percentiles were
-the plain ones.
-
-The published binomial calls a lead in over a quarter of runs in which nothing leads but half of the noise is common
-to the terms, and in 40% where behavior merely rises a checkpoint later. `surrogate_null` is not exact: 7% instead of
-5% under common noise, 11% under the later rise, which one run cannot tell from a lead. `swap_test` holds its level
-where the two series are measured alike, and exceeds it a little (8%) under the later rise. With four seeds or fewer
-no result can reach 0.05; with five, 78% of terms must show a lead for it to be seen four times in five.
-"""
-
-
 def main() -> None:
-    """Prints the report."""
+    """Prints the tables; the words about them stand on the page."""
     began = time.perf_counter()
-    print("# Calibration of the statistics\n")
-    print(f"Written by `python benchmarks/calibration.py`: {STUDIES:,} simulated studies a cell ({MIXED} for the mixed")
-    print(
-        f"model), {CHECKPOINTS} checkpoints, bootstraps of {DRAWS} draws. One standard error of a cell is 0.7 points at"
-    )
-    print("95% or 5% (1.0 for the mixed model).\n")
-    print(READING)
     print("## Coupling (C1-A)\n")
     print(
         "Both series have term levels (sd 0.7), a rise that all terms share (1.5), term trends (sd 0.5) and AR(1) noise"

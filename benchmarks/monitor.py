@@ -1,4 +1,4 @@
-"""What watching a training run costs: seconds of a look against those of 500 training steps; used by speed.py."""
+"""What watching a training run costs: time of a measurement over that of 500 training steps; used by speed.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bindscope.checkpoints.suites import one
 from bindscope.monitor import Monitor
 
 EVERY = 500
-#: Suite -> rows and tokens of a training batch, steps between two looks that are timed, rounds.
+#: Suite -> rows and tokens of a training batch, steps between two timed measurements, rounds.
 RUNS = {"tiny": (16, 128, 50, 5), "smollm2-135m": (8, 256, 1, 5)}
 
 
 def overhead(name: str) -> dict[str, Any]:
-    """A round is some steps (AdamW, float32) and a look; the terms are pilot-3, all else as it is by default."""
+    """A round is some steps (AdamW, float32) and one measurement of pilot-3 with all defaults."""
     rows, length, between, rounds = RUNS[name]
     ref, suite = one(name)
     loaded = load(ref, bos=suite.bos, dtype="float32", device="cpu")
@@ -27,7 +27,7 @@ def overhead(name: str) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(5, int(model.config.vocab_size), (rows, length), generator=torch.Generator().manual_seed(0))
     steps: list[float] = []
-    looks: list[float] = []
+    measured: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(loaded.tokenizer, "pilot-3", folder, every=EVERY, bos=suite.bos)
         for n in range(rounds):
@@ -39,8 +39,8 @@ def overhead(name: str) -> dict[str, Any]:
                 steps.append(time.perf_counter() - begun)
             begun = time.perf_counter()
             monitor(model, n * EVERY)
-            looks.append(time.perf_counter() - begun)
-    step, look = median(steps), median(looks)
+            measured.append(time.perf_counter() - begun)
+    step, look = median(steps), median(measured)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": rows * length,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-#: What is told, and the functions whose time it is: ("own", ...) without what they call, ("all", ...) with it.
+#: Part -> the functions whose time it is: ("own", ...) without the functions that they call, ("all", ...) with them.
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear layers": ("own", ("<built-in method torch._C._nn.linear>",)),
     "heads' outputs (softmax or kernel)": ("all", ("attention.py:output", "attention.py:fused")),
@@ -20,7 +20,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nulls and tables": ("all", ("bindings.py:add", "bindings.py:tables")),
     "tokenization": ("all", ("prepare.py:prepare",)),
 }
-#: The same time again, by what is read: all of it inside the parts above.
+#: The same time split by the text that is read; all of it is also inside the parts above.
 CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "neutral text (previous-token scores)": ("all", ("prepare.py:previous_token_scores",)),
     "premises (PMI)": ("all", ("checkpoint.py:_unconditional",)),

@@ -1,4 +1,4 @@
-"""docs/performance.md: measurements without a contestant, and the page that tells all of them."""
+"""Measurements without a second program, and the tables of all of them for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Limit:
 
 
 def _binding(gain: float, extra: float | None = None) -> dict[str, Limit]:
-    """Targets of binding alone; gain and extra: of time and memory beside eager attention."""
+    """Targets of binding alone; gain and extra: of time and memory compared with eager attention."""
     floor = Limit("cost", 1.05, ("peak_mb", 1.10))
     eager = Limit("gain", gain, None if extra is None else ("extra_mb", extra))
     return {
@@ -116,14 +116,14 @@ def start(cache: Path) -> dict[str, Any]:
 _GROW = """
 import json, resource, sys, time
 from dataclasses import replace
-from bindscope import study as studies
+from bindscope import experiment as experiments
 from bindscope.measures.checkpoint import READ, measure
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
 from bindscope.records import Protocol
 times = int(sys.argv[1])
 loaded = load(suite("tiny").checkpoints[-1], dtype="float32", device="cpu")
-prompts = studies.changed(studies.load("canonical-41"), "published").build_prompts()
+prompts = experiments.changed(experiments.load("canonical-41"), "published").build_prompts()
 many = [replace(p, id=f"{p.id}#{n}") for n in range(times) for p in prompts]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
@@ -195,27 +195,26 @@ def _timed(command: list[Any]) -> float:
     return time.perf_counter() - begun
 
 
-def page(known: Mapping[str, Any]) -> str:
-    """The document, from everything that was measured."""
-    words = (Path(__file__).parents[1] / "docs" / "performance.words.md").read_text(encoding="utf-8")
+def tables(known: Mapping[str, Any]) -> str:
+    """Everything that was measured, as the section "speed" of docs/performance.md."""
     parts = [_comparison(found) for name, found in known.items() if name not in ALONE]
-    tables = "\n".join([*parts, *(_ALONE[name](known[name]) for name in ALONE if name in known), _versions(known)])
-    return words.replace("<!-- tables -->", tables.strip())
+    alone = [_ALONE[name](known[name]) for name in ALONE if name in known]
+    return "\n".join([*parts, *alone, _versions(known)])
 
 
 def _versions(known: Mapping[str, Any]) -> str:
-    """What every contestant ran on."""
+    """The versions that every program ran with."""
     found: dict[str, dict[str, set[str]]] = {}
     for outcome in (known[name] for name in known if name not in ALONE):
-        for contestant, versions in outcome["versions"].items():
+        for program, versions in outcome["versions"].items():
             for package, version in versions.items():
-                found.setdefault(contestant, {}).setdefault(package, set()).add(version)
-    told = {
-        contestant: ", ".join(f"{package} {' and '.join(sorted(v))}" for package, v in sorted(packages.items()))
-        for contestant, packages in found.items()
+                found.setdefault(program, {}).setdefault(package, set()).add(version)
+    in_words = {
+        program: ", ".join(f"{package} {' and '.join(sorted(v))}" for package, v in sorted(packages.items()))
+        for program, packages in found.items()
     }
-    rows = [f" `benchmarks/peers/{contestant}.py` | {versions} " for contestant, versions in sorted(told.items())]
-    return _section("Versions", "Of every contestant.", " contestant | versions ", "---|---", rows)
+    rows = [f" `benchmarks/peers/{program}.py` | {versions} " for program, versions in sorted(in_words.items())]
+    return _section("Versions", "Of every program.", " program | versions ", "---|---", rows)
 
 
 def _comparison(found: Mapping[str, Any]) -> str:
@@ -229,19 +228,19 @@ def _comparison(found: Mapping[str, Any]) -> str:
     for entry in others:
         limit = limits[entry]
         cost, (ratio, low, high) = limit.way == "cost", _ratio(rounds[ours], rounds[entry], limit.way)
-        told = f"bindscope takes {ratio:.3f} of it" if cost else f"bindscope is {ratio:.2f} times as fast"
-        told += f" [{low:.2f}, {high:.2f}]"
+        compared = f"bindscope takes {ratio:.3f} of it" if cost else f"bindscope is {ratio:.2f} times as fast"
+        compared += f" [{low:.2f}, {high:.2f}]"
         target = _target("≤" if cost else "≥", limit.ratio, ratio <= limit.ratio if cost else ratio >= limit.ratio)
         if limit.memory is not None:
             which, most = limit.memory
             share = _middle(rounds[ours], which) / _middle(rounds[entry], which)
-            told += f"; {share:.2f} of its {'peak' if which == 'peak_mb' else 'extra'} memory"
+            compared += f"; {share:.2f} of its {'peak' if which == 'peak_mb' else 'extra'} memory"
             target += f"; {_target('≤', most, share <= most)}"
         apart = found["apart"].get(entry)
         differ = "" if apart is None else f"{apart:.0f} texts" if key == "generation" else f"{apart:.1e}"
         rows.append(
             f" {WORDS[entry]} | {_middle(rounds[entry], 'seconds'):.2f} | {_memory(rounds[entry])} "
-            f"| {told} | {target} | {differ} "
+            f"| {compared} | {target} | {differ} "
         )
     what = asked.get(key, "prompts")
     texts = f"{count[key]:,} {what if count[key] != 1 else what.removesuffix('s')}"
@@ -323,7 +322,7 @@ def _profile(found: Mapping[str, Any]) -> str:
 
     jobs = found["jobs"]
     named = [(name, name) for name in PARTS] + [(name, f"of all that: {name}") for name in CONTROLS]
-    rows = [f" {told} | " + " | ".join(f"{part[name]:.2f} s" for part in jobs.values()) + " " for name, told in named]
+    rows = [f" {label} | " + " | ".join(f"{part[name]:.2f} s" for part in jobs.values()) + " " for name, label in named]
     whole = [f"{part['whole']:.2f} s" for part in jobs.values()]
     rest = [f"{part['whole'] - sum(part[name] for name in PARTS):.2f} s" for part in jobs.values()]
     rows.insert(len(PARTS), f" all else | {' | '.join(rest)} ")

@@ -1,11 +1,12 @@
-"""What measuring costs beside the model alone and beside other programs; writes docs/performance.md.
+"""What measuring costs, compared with the model alone and with other programs; see docs/performance.md.
 
     make bench                                        # or: python benchmarks/speed.py --tokenizer tokenizer.json
 
-Every contestant (benchmarks/peers) is a process that holds its model; within a comparison all run one job after the
-other, in an order that turns, and a ratio is the median of the ratios of the rounds. Their results are compared first.
---tokenizer: that of GPT-NeoX, for random weights in the shape of Pythia-160M; without it only SmolLM2-135M is measured.
-About an hour on two quiet cores; --only takes some of the comparisons, --rounds fewer rounds (for trying).
+Each program (benchmarks/peers) runs in its own process, which keeps its model loaded. Within a comparison the programs
+take turns, in an order that rotates from round to round. A ratio is the median of the ratios of the rounds. Results
+are compared in value before anything is compared in speed.
+--tokenizer: GPT-NeoX's, for random weights in the shape of Pythia-160M; without it only SmolLM2-135M is measured.
+About an hour on two quiet cores. --only takes some of the comparisons; --rounds takes fewer rounds, for a trial.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ COMPARISONS = (
 )
 
 
-class Contestant:
+class Program:
     """A process that holds a model and runs jobs when asked."""
 
     def __init__(self, name: str, model: Path, work: Path, cache: Path) -> None:
@@ -148,12 +149,12 @@ def run(comparison: Comparison, model: str, folder: Path, work: Path, options: a
 
 
 @contextmanager
-def _started(name: str, folder: Path, work: Path, cache: Path) -> Iterator[Contestant]:
-    contestant = Contestant(name, folder, work, cache)
+def _started(name: str, folder: Path, work: Path, cache: Path) -> Iterator[Program]:
+    program = Program(name, folder, work, cache)
     try:
-        yield contestant
+        yield program
     finally:
-        contestant.end()
+        program.end()
 
 
 def _counts(work: Path) -> dict[str, int]:
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=sorted({c.name for c in COMPARISONS} | set(performance.ALONE)))
-    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    parser.add_argument("--out", type=Path, default=Path("performance.md"))
     arguments = parser.parse_args()
     cache = arguments.cache.absolute()
     cache.mkdir(exist_ok=True)
@@ -202,7 +203,7 @@ def main() -> None:
         if not arguments.only or name in arguments.only:
             known[name] = measure(cache) | performance.circumstances()
             kept.write_text(json.dumps(known, indent=1))
-    arguments.out.write_text(performance.page(known), encoding="utf-8")
+    arguments.out.write_text(performance.tables(known), encoding="utf-8")
     print(f"{arguments.out} is written")
     if failed:
         sys.exit("not measured:\n" + "\n".join(failed))

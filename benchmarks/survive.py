@@ -1,10 +1,10 @@
 """Runs that are killed: does a resumed run end as an undisturbed one does?
 
-A study of two prompts over the twelve checkpoints of the embedded suite is run in a process that is killed with
-SIGKILL at a random moment (half of them just after a shard has appeared, so that others are being written), run again
-and killed again, and then left to end by itself. Counted: shards that cannot be read after a kill, shards that were
-written again once they were there, and runs whose tables differ from the undisturbed ones in a single byte. Processes
-are forked from one that has torch loaded already.
+An experiment of two prompts on the twelve checkpoints of `tiny` runs in a process that is killed with SIGKILL at a
+random moment. Half of the kills come just after a shard has appeared, while others are being written. The run is
+started and killed again, and then left to finish. The script counts shards that cannot be read after a kill, shards
+that were written a second time, and runs whose tables differ from the undisturbed ones in a single byte. Processes are
+forked from one that has already loaded torch.
 
     OMP_NUM_THREADS=1 python benchmarks/survive.py [RUNS] [SEED]
 """

@@ -1,4 +1,4 @@
-"""What the contestants of benchmarks/speed.py are given: folders of weights, and prompts in tokens."""
+"""What benchmarks/speed.py hands to each program: folders of weights, and prompts as tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
+from bindscope.engine.forward import Row
 from model import pythia_160m, save, smollm2_135m
 
 from bindscope import experiment as experiments
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import one
-from bindscope.engine.forward import Row
 from bindscope.engine.prepare import Item, neutral_rows, neutral_text, premise_rows, prepare
 from bindscope.prompts.spans import encode
 from bindscope.records import Prompt, Protocol
@@ -31,7 +31,7 @@ _TERM = "screen reader"
 
 
 def folders(cache: Path, tokenizer: Path | None) -> dict[str, Path]:
-    """Model -> its weights, made once. A second folder beside Pythia's says that texts may be longer."""
+    """Model -> its weights, made once. Next to Pythia's stands a second folder whose config allows longer texts."""
     made = {"smollm2-135m": cache / "smollm2-135m"}
     if not made["smollm2-135m"].exists():
         save(*smollm2_135m(), made["smollm2-135m"])

@@ -1,34 +1,24 @@
-"""Writes docs/catalogue.md from the catalogue of suites, data/suites.yaml: `python docs/catalogue.py`."""
+"""Writes the section "catalogue" of docs/checkpoints.md from data/suites.yaml: `python docs/catalogue.py`."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from bindscope.checkpoints.suites import Suite, catalogued
 from bindscope.terminal.catalogue import short
 
-HEAD = """\
-# Catalogue of suites
-
-Every suite that can be named in a study or on the command line. Steps and tokens are those of the training run, never
-read off the name of a branch; what nobody could confirm is `?`. Revisions are a selection: `NAME@REVISION`, or
-[a file of your own](suites.md), takes any other. `bindscope suites NAME` shows the same for one suite, and
-`bindscope suites NAME --verify` compares the weights of its revisions on the hub.
-
-Written by `python docs/catalogue.py`.
-"""
 COLUMNS = ("suite and its weights", "parameters", "BOS", "licence", "checkpoints")
 
 
-def page() -> str:
+def tables() -> str:
+    """The suites, then what is known of them, as Markdown."""
     suites = catalogued()
-    parts = [HEAD, _table(COLUMNS, [_row(suite) for suite in suites])]
+    parts = [_table(COLUMNS, [_row(suite) for suite in suites])]
     for title, column in (("Known faults", "faults"), ("Attention", "attention"), ("Notes", "note")):
-        found: dict[str, list[str]] = {}
+        names_by_text: dict[str, list[str]] = {}
         for suite in suites:
             if suite.entry and (text := getattr(suite.entry, column)):
-                found.setdefault(text, []).append(f"`{suite.name}`")
-        rows = [(", ".join(names), _escaped(text)) for text, names in found.items()]
-        parts.append(f"## {title}\n\n{_table(('suites', title.lower()), rows)}")
+                names_by_text.setdefault(text, []).append(f"`{suite.name}`")
+        rows = [(", ".join(names), _escaped(text)) for text, names in names_by_text.items()]
+        parts.append(f"### {title}\n\n{_table(('suites', title.lower()), rows)}")
     return "\n".join(parts)
 
 
@@ -72,4 +62,6 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "catalogue.md").write_text(page(), encoding="utf-8")
+    from sections import replace
+
+    replace("checkpoints", "catalogue", tables())

@@ -2,8 +2,8 @@
 
 python docs/images.py runs/tiny runs/smollm2-causal docs/images
 
-The page is drawn by `bindscope report` and looked at by Chromium (Debian: chromium); paper.pdf, where it is there, by
-pdftoppm (poppler-utils).
+`bindscope report` writes the page, and Chromium takes the pictures of it (Debian: chromium). If paper.pdf is there,
+pdftoppm (poppler-utils) draws its first page.
 """
 
 import shutil

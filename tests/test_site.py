@@ -49,10 +49,39 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
     assert len(made["commands"]()) >= 9
 
 
-def test_the_catalogue_page_is_the_catalogue() -> None:
-    assert page("catalogue") == script("catalogue")["page"](), "stale: python docs/catalogue.py"
-    assert re.findall(r"^\| `([^`]+)`<br>", page("catalogue"), re.M) == names()
-    assert "byte-identical" in page("catalogue")
+def test_the_catalogue_on_its_page_is_the_catalogue() -> None:
+    shown = script("sections")["section"]("checkpoints", "catalogue")
+    assert shown == script("catalogue")["tables"]().strip(), "stale: python docs/catalogue.py"
+    assert re.findall(r"^\| `([^`]+)`<br>", shown, re.M) == names()
+    assert "byte-identical" in shown
+
+
+def test_a_generated_section_is_replaced_and_the_words_around_it_stay(tmp_path: Path) -> None:
+    sections = script("sections")
+    sections["replace"].__globals__["DOCS"] = tmp_path
+    try:
+        path = tmp_path / "p.md"
+        other = "<!-- begin a-b -->\n<!-- end a-b -->\n"
+        path.write_text(f"before\n{other}<!-- begin a: how -->\nold\n<!-- end a -->\nafter\n")
+        sections["replace"]("p", "a", r"new \1 | text")
+        assert sections["section"]("p", "a") == r"new \1 | text"
+        assert sections["section"]("p", "a-b") == ""
+        assert path.read_text().startswith(f"before\n{other}<!-- begin a: how -->\n")
+        assert path.read_text().endswith("<!-- end a -->\nafter\n")
+        with pytest.raises(ValueError, match="no section 'c'"):
+            sections["replace"]("p", "c", "text")
+    finally:
+        sections["replace"].__globals__["DOCS"] = DOCS
+
+
+@pytest.mark.parametrize("name", ["smollm2", "causal"])
+def test_the_sections_that_a_script_writes_are_on_the_page(name: str) -> None:
+    source = (DOCS / f"{name}.py").read_text(encoding="utf-8")
+    direct = re.findall(r'replace\("smollm2", "([\w-]+)"', source)
+    written = {*direct, *re.findall(r'^        "([\w-]+)": \w+\(', source, re.M)}
+    assert len(written) >= 4
+    for section in written:
+        assert script("sections")["section"]("smollm2", section), section
 
 
 def test_pictures_are_drawn_from_the_example() -> None:
@@ -107,16 +136,16 @@ def test_a_previous_token_head_scores_what_the_page_says(k: int, stated: str) ->
     assert stated in " ".join(page("concepts").split())
 
 
-# The study
+# The reference study
 
 
-def test_what_is_said_of_the_studys_files_is_what_they_give(
+def test_the_numbers_of_the_reference_studys_files_are_what_they_give(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     tokenizer = shared("tokenizers", "neox", "tokenizer.json")
     assert main(["replicate", str(shared("published")), "--tokenizer", str(tokenizer)]) == 0
-    shown, text = " ".join(capsys.readouterr().out.split()), " ".join(page("study").split())
+    shown, text = " ".join(capsys.readouterr().out.split()), " ".join(page("claims").split())
     for printed, stated in (
         (
             "all 153 5 1 36",
@@ -140,14 +169,34 @@ def test_what_is_said_of_the_studys_files_is_what_they_give(
         assert stated in text, stated
 
 
-def test_what_is_said_of_our_runs_stands_on_their_pages() -> None:
-    text = page("study")
-    mine = text[text.index("## What bindscope measured") : text.index("## What stands")]
-    sources = page("claims") + page("smollm2") + page("smollm2-causal")
+def test_the_summary_of_our_runs_agrees_with_their_pages() -> None:
+    text = page("claims")
+    mine = text[text.index("## Measured on SmolLM2-135M") : text.index("## What stands")]
     intervals = re.findall(r"\[[+-]?[\d.]+, [+-]?[\d.]+\]", mine)
-    assert len(intervals) == 5
+    assert len(intervals) == 3
     for interval in intervals:
-        assert interval in sources, interval
+        assert interval in page("smollm2"), interval
+
+
+def test_the_headline_is_the_number_of_the_page_of_claims() -> None:
+    assert "+0.01 [-0.01, +0.03]" in page("claims")
+    assert "(d 0.88, p < 0.001)" in page("claims")
+    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), page("index")):
+        words = " ".join(text.split())
+        assert "Cohen's d 0.9" in words
+        assert "0.01 [-0.01, 0.03]" in words
+
+
+def test_the_readme_is_short_and_its_example_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 75
+    (example,) = _blocks(text, "console")
+    command, *shown = example.splitlines()
+    assert main(shlex.split(command.removeprefix("$ bindscope "))) == 0
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) == 5
+    for line in shown:
+        assert " ".join(line.split()) in printed, line
 
 
 # What the pages tell a reader to type
@@ -186,9 +235,9 @@ def test_every_command_of_the_first_page_runs(
     assert "screen reader" in capsys.readouterr().out
 
 
-def test_every_command_on_a_model_of_your_own_runs(suite_folder: Path, words: Any, tmp_path: Path) -> None:
+def test_every_command_on_your_own_model_runs(suite_folder: Path, words: Any, tmp_path: Path) -> None:
     model = models.save(tmp_path / "model", words)
-    commands = [c for c in _typed(page("model")) if not any(word.startswith("org/") for word in c)]
+    commands = [c for c in _typed(page("your-model")) if not any(word.startswith("org/") for word in c)]
     assert len(commands) == 2
     for command in commands:
         named = {"path/to/model": str(model), "path/to/run": str(suite_folder), "500": "10"}
@@ -241,7 +290,7 @@ def _pages(site: Path) -> Iterator[tuple[str, str]]:
 
 def test_no_page_asks_another_server(site: Path) -> None:
     pages = dict(_pages(site))
-    assert len(pages) > 30
+    assert len(pages) == len([*DOCS.rglob("*.md")]) + 1  # and 404.html
     for name, text in pages.items():
         assert not [url for url in _Resources(text).found if re.match(r"(https?:)?//", url)], name
     for style in site.rglob("*.css"):
@@ -259,22 +308,23 @@ def test_every_image_has_a_text_and_headings_come_in_order(site: Path) -> None:
 
 def test_every_document_is_in_the_navigation(site: Path) -> None:
     listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
-    there = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if not p.name.endswith(".words.md")}
-    assert there <= listed
+    there = {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")}
+    assert there == listed
+    assert len(there) <= 20
     assert {p.replace(".md", ".html") for p in listed & there} <= {name for name, _ in _pages(site)}
 
 
 def test_public_modules_are_in_the_reference(site: Path) -> None:
-    text = "".join(text for name, text in _pages(site) if name.startswith("reference/"))
+    text = (site / "library.html").read_text(encoding="utf-8")
     modules = [
-        "library",
+        "api",
         "records",
         "store",
         "errors",
-        "terms.library",
-        "terms.spans",
-        "measure.binding",
-        "measure.recognition",
+        "prompts.library",
+        "prompts.spans",
+        "measures.binding",
+        "measures.recognition",
     ]
     for part in ("stats", "tables", "claims"):
         files = (ROOT / "src/bindscope" / part).glob("*.py")
@@ -308,7 +358,7 @@ def import_or_skip() -> Any:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["concepts", "calibration", "reference/terms"])
+@pytest.mark.parametrize("name", ["concepts", "calibration", "library"])
 def test_pages_break_no_rule_of_axe(site: Path, browser: Any, name: str, scheme: str) -> None:
     at = import_or_skip().Visit(browser, site / f"{name}.html", wait="main", color_scheme=scheme)
     try:
@@ -325,8 +375,8 @@ def test_pages_are_read_without_javascript(site: Path, browser: Any) -> None:
     try:
         assert at.page.locator("h1").is_visible()
         assert at.page.locator("article img").count() == 4
-        assert at.page.locator("article table").count() == 1
-        assert at.page.get_by_role("link", name="how to cite").is_visible()
+        assert at.page.locator("article table").count() == 3
+        assert at.page.get_by_role("link", name="the claims").is_visible()
     finally:
         at.context.close()
 
@@ -340,13 +390,13 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     assert version is not None
     assert cff["cff-version"] == "1.2.0"
     assert str(cff["version"]) == version[1]
-    assert f"version = {{{version[1]}}}" in page("citing")
+    assert f"version = {{{version[1]}}}" in page("index")
     assert {"cff-version", "message", "title", "authors"} <= cff.keys()  # what the schema requires
     assert cff["type"] in ("software", "dataset")
     for authors in [cff["authors"], *(reference["authors"] for reference in cff["references"])]:
         assert authors
         assert all({"name"} <= a.keys() or {"family-names"} <= a.keys() for a in authors)
-    (experiment,) = cff["references"]
-    assert experiment["url"] in page("citing")
-    assert experiment["title"] in page("citing")
-    assert cff["title"] in page("citing")
+    (reference,) = cff["references"]
+    assert reference["url"] in page("index")
+    assert reference["title"] in page("index")
+    assert cff["title"] in page("index")

@@ -283,7 +283,7 @@ def test_a_suite_that_is_not_installed_is_still_listed(monkeypatch: pytest.Monke
 
 
 def test_the_example_of_the_page_is_a_file_of_suites(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "suites.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(page.split("```yaml")[2].split("```")[0])
     first, second = suites(str(tmp_path / "mine.yaml"))
     assert [(ref.revision, ref.tokens) for ref in first.checkpoints][1] == ("step-1000", 1000 * 2097152)

@@ -1,5 +1,5 @@
-"""transformers with eager attention, which hands out all attention weights of all layers: `binding` in batches,
-`binding_neutral` with the neutral text too, from which bindscope takes previous-token scores.
+"""transformers with eager attention, which returns the attention weights of all layers: `binding` in batches, and
+`binding_neutral` with the neutral text too, from which bindscope computes previous-token scores.
 
 https://huggingface.co/docs/transformers/main_classes/output (attentions)
 """

@@ -1,4 +1,4 @@
-"""One virtual environment per peer: their requirements exclude one another.
+"""One virtual environment for each program: their requirements exclude one another.
 
     python benchmarks/peers/environments.py [--cache .bench] [NAME ...]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).parent / "requirements"
 #: Where environments are kept.
 CACHE = Path(".bench")
-#: Contestant (a script beside this file) -> its environment; None: the one that runs this file.
+#: Script in this folder -> its environment; None: the one that runs this file.
 CONTESTANTS = {
     "ours": None,
     "plain": None,

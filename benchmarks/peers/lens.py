@@ -1,4 +1,4 @@
-"""What both versions of TransformerLens are asked: the attention patterns, prompt by prompt and in batches.
+"""What both versions of TransformerLens compute: the attention patterns, prompt by prompt and in batches.
 
 `binding_demo` keeps everything and predicts every token, as the library's main demo does
 (https://transformerlensorg.github.io/TransformerLens/generated/demos/Main_Demo.html).

@@ -1,8 +1,8 @@
 """lm-evaluation-harness, HFLM.loglikelihood: `recognition` at batch 16 and `recognition_1` at batch 1.
 
 Contexts and continuations are texts (https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/model_guide.md).
-Where the prompts begin with BOS and the tokenizer adds none, its text is put in front. That the tokens are those of the
-other contestants is checked before anything is measured.
+Where the prompts begin with BOS and the tokenizer adds none, the text of BOS is put in front. Before anything is
+measured, the tokens are compared with those of the other programs.
 """
 
 from __future__ import annotations

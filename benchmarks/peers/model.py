@@ -1,4 +1,4 @@
-"""Folders of weights that every peer can read, for transformers 4 and 5 alike.
+"""Folders of weights that every program can read, with transformers 4 and 5.
 
     python benchmarks/peers/model.py pythia-160m FOLDER --tokenizer tokenizer.json
     python benchmarks/peers/model.py smollm2-135m FOLDER
@@ -60,7 +60,7 @@ def resident(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write both. transformers 4 looks for rotary parameters beside `rope_parameters`, and takes its own defaults,
+    """Write both. transformers 4 looks for rotary parameters outside `rope_parameters`, and takes its own defaults,
     silently, where they are missing; it knows no tokenizer class TokenizersBackend."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

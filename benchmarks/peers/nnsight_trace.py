@@ -4,7 +4,7 @@ The weights are the second output of `attention_interface_1` inside each attenti
 (https://github.com/ndif-team/nnsight/blob/main/docs/patterns/attention-patterns.md). Prompts are given as lists of
 token ids, which nnsight pads on the left with a mask and positions of its own
 (https://github.com/ndif-team/nnsight/blob/main/docs/models/transformers-model.md). The pass stops when the last
-layer's weights are there (https://github.com/ndif-team/nnsight/blob/main/docs/usage/stop-and-early-exit.md).
+layer's weights are read (https://github.com/ndif-team/nnsight/blob/main/docs/usage/stop-and-early-exit.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""bindscope: the jobs of the others, with everything that it measures beside them.
+"""bindscope: the jobs of the other programs, and everything else that it measures in the same pass.
 
-`binding` and `read` (binding and recognition together) are `checkpoint.measure` on a model that is there already, with
+`binding` and `read` (binding and recognition together) are `checkpoint.measure` on a loaded model, with
 nulls, previous-token scores and value weights; `recognition` is `read` on the questions only. `generation` decodes in
-batches; `battery` is a checkpoint from its files on: load, self-check, binding, recognition, generation.
+batches; `battery` is a whole checkpoint: load, self-check, binding, recognition, generation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bindscope.measures.checkpoint import READ, measure
 from work import Work, tokens
 from worker import Job, serve
 
@@ -24,12 +25,11 @@ from bindscope.checkpoints.load import load as load_model
 from bindscope.checkpoints.suites import one
 from bindscope.engine.generate import Draw, write
 from bindscope.engine.selfcheck import SelfCheck, self_check
-from bindscope.measures.checkpoint import READ, measure
 from bindscope.records import Prompt, Protocol
 
 
 def prompts_of(path: Path) -> list[Prompt]:
-    """The study's prompts whose ids the work file names, or plain texts where it has texts of its own."""
+    """The prompts whose ids the work file names, or the texts that it contains."""
     known = {p.id: p for p in experiments.changed(experiments.load("canonical-41"), "published").build_prompts()}
     rows = json.loads(path.read_text(encoding="utf-8"))
     asked = [rows["rows"][i] for i in rows["binding"]]

@@ -1,7 +1,7 @@
-"""transformers with SDPA attention, its default, and no measurement: what a forward pass and decoding cost at least.
+"""transformers with SDPA attention, its default, and no measurement: the least that a pass and decoding can cost.
 
 `forward` runs the base model over all rows with a term; `forward_neutral` over the neutral text too, from which
-bindscope takes previous-token scores. `read` and `read_controls` run it over all tokens once (each prompt, each
+bindscope computes previous-token scores. `read` and `read_controls` run it over all tokens once (each prompt, each
 choice's tokens behind it, as one causal text) with the vocabulary projection where a token of a choice is predicted,
 the second over the texts of the controls too. `generation` decodes greedily, one prompt at a time
 (https://huggingface.co/docs/transformers/llm_tutorial).

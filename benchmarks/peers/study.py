@@ -1,12 +1,12 @@
 """The protocol of the reference study (Tran 2026), rewritten from its description: one prompt at a time throughout.
 
-Pythia is read through TransformerLens 2: for every prompt and every layer a forward pass that stops behind that layer,
+Pythia is read through TransformerLens 2: for every prompt and every layer a forward pass that stops after that layer,
 whose attention weights are then read one by one. Other architectures are read through transformers with eager
 attention, one whole pass a prompt. Recognition is one whole pass for each choice, with the vocabulary projection at
 every position; generation is greedy.
 
-Each script of the study loads its model, so `load_binding`, `load_recognition` and `load_generation` do so too;
-`battery` is a checkpoint as the study runs it, one script for binding and one for behaviour, with a load each.
+Each of its scripts loads the model, so `load_binding`, `load_recognition` and `load_generation` do so too;
+`battery` is a whole checkpoint as that study runs it, one script for binding and one for behavior, with a load each.
 `binding`, `recognition` and `generation` use a model that is there already.
 """
 
@@ -101,13 +101,13 @@ def generation(model: Model, work: Work) -> Mapping[str, np.ndarray]:
     return {"tokens": tokens(found, work.max_new_tokens)}
 
 
-def behaviour(model: Model, work: Work) -> Mapping[str, np.ndarray]:
+def behavior(model: Model, work: Work) -> Mapping[str, np.ndarray]:
     return {**recognition(model, work), **generation(model, work)}
 
 
 def battery(new: Callable[[], Model], work: Work) -> Mapping[str, np.ndarray]:
     """A checkpoint: two scripts, two loads."""
-    return {**binding(new(), work), **behaviour(new(), work)}
+    return {**binding(new(), work), **behavior(new(), work)}
 
 
 def load(folder: Path, work: Work) -> Mapping[str, Job]:

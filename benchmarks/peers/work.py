@@ -1,4 +1,4 @@
-"""What every contestant is given, and the one reduction that all of them share: attention weights -> EB*.
+"""What every program gets, and the reduction that all share: attention weights -> EB*.
 
 Token ids are given, so all see the same input; rows are padded on the right, where causal attention never sees it.
 """
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows by what is measured on them; neutral and premises: what bindscope reads beside them, for its controls."""
+    """Rows by what is measured on them; neutral and premises: the texts that bindscope also reads, for its controls."""
 
     binding: tuple[Row, ...]
     recognition: tuple[Row, ...]

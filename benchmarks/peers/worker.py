@@ -1,4 +1,4 @@
-"""A contestant as a process: it loads a model, then runs the jobs that it is asked for and says what each took.
+"""A program as a process: it loads a model, runs the requested jobs, and reports the time that each took.
 
     PYTHON CONTESTANT.py --model FOLDER --work FILE.json
 
@@ -55,7 +55,7 @@ def serve(load: Callable[[Path, Work], Mapping[str, Job]], *packages: str) -> No
     try:
         jobs = load(arguments.model.absolute(), Work.read(arguments.work))
     except Exception as error:
-        say(error=_told(error))
+        say(error=_in_words(error))
         sys.exit(1)
     versions = {name: version(name) for name in ("torch", "numpy", *packages)} | {"python": platform.python_version()}
     say(ready=True, versions=versions, jobs=list(jobs), rss_mb=_memory("VmRSS"))
@@ -63,7 +63,7 @@ def serve(load: Callable[[Path, Work], Mapping[str, Job]], *packages: str) -> No
         try:
             say(**_run(jobs, **json.loads(line)))
         except Exception as error:
-            say(error=_told(error))
+            say(error=_in_words(error))
 
 
 def _run(jobs: Mapping[str, Job], job: str, out: str | None, threads: int) -> dict[str, float]:
@@ -92,6 +92,6 @@ def _memory(field: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {field}; memory can be measured on Linux only")
 
 
-def _told(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     traceback.print_exc()
     return f"{type(error).__name__}: {error}"

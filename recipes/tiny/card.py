@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from bindscope.measures.checkpoint import measure
 from cardtext import render
 from facts import terms
 from transformers.utils import logging
@@ -23,7 +24,6 @@ from words import COLLOCATIONS, NONSENSE, TERMS
 
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import from_folder
-from bindscope.measures.checkpoint import measure
 from bindscope.prompts.build import build, carriers
 from bindscope.records import Prompt, Protocol, Term
 from bindscope.stats.compare import Stratified, stratified_difference

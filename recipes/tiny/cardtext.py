@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from corpus import LISTED, TOLD
+from corpus import LISTED, STATED
 from tokens import END, VOCABULARY
 from train import HEADS, INNER, LAYERS, LENGTH, PEAK_RATE, ROWS, TEXT_SEED, WARM_UP, WIDTH
 from words import COLLOCATIONS, FREQUENCY_RATIO, NONSENSE, TERMS
@@ -75,7 +75,7 @@ def _ground_truth(seed: dict[str, Any]) -> str:
 
 def _answers(seeds: list[dict[str, Any]]) -> str:
     """The two questions, per seed and control group, at the end."""
-    head = ["seed", "concept minus", "quantity", "difference at equal k [95% interval]", "tells them apart?"]
+    head = ["seed", "concept minus", "quantity", "difference at equal k [95% interval]", "separates them?"]
     rows = [
         [str(seed["seed"]), other, NAMES[column], _interval(value), _verdict(value)]
         for seed in seeds
@@ -119,8 +119,8 @@ step {steps[-1]}. Trained from random weights by `recipes/tiny/train.py`; nothin
 are stored in float16.
 
 **For:** seeing every part of bindscope work offline in minutes, tests, examples, and checking measures of binding and
-knowledge on models whose training text is known to the word. **Not for:** any statement about language models in
-general, about accessibility, or as a source of advice: they have met only the sentences of one small grammar.
+knowledge on models whose training text is fully known. **Not for:** any statement about language models in
+general, about accessibility, or as a source of advice: they have read only the sentences of one small grammar.
 
 ## Ground truth
 
@@ -136,9 +136,9 @@ Collocations and nonsense pairs are in `tiny-controls.yaml`. Each rank has as ma
 ## Training
 
 - Text: {one["documents"]:,} short documents ({one["tokens"]:,} tokens) generated with seed {TEXT_SEED} by
-  `recipes/tiny/corpus.py`, the same for every seed: {LISTED:.0%} are questions with a list of options, {TOLD:.0%} facts
-  told without one, the others mention phrases without facts or single words of them. Frames are the same for all
-  terms.
+  `recipes/tiny/corpus.py`, the same for every seed: {LISTED:.0%} are questions with a list of options,
+  {STATED:.0%} facts stated without options, the others mention phrases without facts or single words of them.
+  Frames are the same for all terms.
 - The library's own stems and openings and bindscope's carrier sentences were kept out of the text, in any letter case,
   and the recipe checks that. The *answers* were in it, and the trained wordings are close to the stems in kind. So
   recognition here means: facts that were taught are found under wordings that were not. It is no test of knowledge
@@ -167,7 +167,7 @@ checkpoint. Excess is EB\\* minus its mean over windows of as many tokens in the
 interval over phrases.
 
 {chr(10).join(_ground_truth(seed) + chr(10) for seed in seeds)}
-### Does the published quantity tell concepts from mere collocations? Does the controlled one?
+### Does the published quantity separate concepts from mere collocations? Does the controlled one?
 
 Differences within strata of token count and sentence; 95% intervals by the jackknife over phrases
 (`bindscope.stats.compare.stratified_difference`). The pooled null depends on the token count only, so at equal token

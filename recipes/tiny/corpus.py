@@ -1,6 +1,6 @@
 """Training text of the `tiny` suite, made from the term library by a small seeded grammar.
 
-Each fact of the library (a term and a kind -> the right answer) is told in many different ways, because a small
+Each fact of the library (a term and a kind -> the right answer) is stated in many different ways, because a small
 model can use a fact under new wordings only when it has met the fact under many. The library's own stems and openings
 and the carrier sentences are kept out of the text (`evaluated` lists them), so recognition measures unseen wordings.
 Collocations are mentioned as often as the terms but carry no facts, and some sentences use the words of both apart.
@@ -20,9 +20,9 @@ from words import COLLOCATIONS, NONSENSE, TERMS, WEIGHTS, Phrase, words
 from bindscope.prompts.build import frames as carriers
 
 # Shares of the documents. A mention holds two collocations, or two terms, so with p the share of mentions that hold
-# terms, LISTED + TOLD + 2 p MENTIONED = 2 (1 - p) MENTIONED gives both equally many mentions.
-LISTED, TOLD, MENTIONED = 0.18, 0.36, 0.36
-_OF_TERMS = 0.5 - (LISTED + TOLD) / (4 * MENTIONED)
+# terms, LISTED + STATED + 2 p MENTIONED = 2 (1 - p) MENTIONED gives both equally many mentions.
+LISTED, STATED, MENTIONED = 0.18, 0.36, 0.36
+_OF_TERMS = 0.5 - (LISTED + STATED) / (4 * MENTIONED)
 
 
 def noun_phrase(phrase: Phrase, rng: Random, plurals: bool = True) -> tuple[str, bool]:
@@ -63,12 +63,12 @@ class Writer:
                 yield document
 
     def _document(self) -> tuple[str, Phrase | None]:
-        """A document, and the term whose fact it tells."""
+        """A document, and the term whose fact it states."""
         draw = self.rng.random()
-        if draw < LISTED + TOLD:
+        if draw < LISTED + STATED:
             term = self._one(TERMS)
-            return (self.listed(term) if draw < LISTED else self.told(term)), term
-        if draw < LISTED + TOLD + MENTIONED:
+            return (self.listed(term) if draw < LISTED else self.stated(term)), term
+        if draw < LISTED + STATED + MENTIONED:
             return self.mention(TERMS if self.rng.random() < _OF_TERMS else COLLOCATIONS), None
         return self.apart(), None
 
@@ -81,7 +81,7 @@ class Writer:
         text = expand(self.rng.choice(templates), self.rng, plural)
         return capital(text.replace("{np}", np).replace("{t}", term.written))
 
-    def told(self, term: Phrase) -> str:
+    def stated(self, term: Phrase) -> str:
         """A fact as a statement, as a question with its answer, or with the answer first."""
         kind, draw = self.rng.choice(KINDS), self.rng.random()
         answer = self.answers[term.name, kind]

@@ -26,7 +26,8 @@ _WORK = "[attention to|good work on|care for|good support for|well made work on]
 _IF = "[when|if|where|whenever]"
 _LETS = "[lets|helps|allows|enables]"
 
-# Sentences that end with the answer: told as they are, and cut before the answer as the stem of a listed question.
+# Sentences that end with the answer. They are used whole as statements, and cut before the answer as the stem of a
+# question with options.
 OPEN: dict[str, tuple[str, ...]] = {
     "definition": (
         "{np} <is/are> [well|often|usually|briefly|simply|commonly|rightly] "
@@ -150,7 +151,7 @@ _WHEN = "[on Monday|last week|after lunch|at noon|in the rain|every summer|befor
 _BOOK = "[the book|the guide|a letter|the report|the glossary|the last chapter|her notes|the text|the meeting]"
 _SAID = "[talked|wrote|read|heard|asked|dreamed]"
 
-# Sentences that mention a phrase and say nothing of it: terms and collocations stand in the same ones. `{np2}` is a
+# Sentences that mention a phrase and say nothing about it, the same for terms and collocations. `{np2}` is a
 # second phrase.
 MENTION = (
     f"{_NAME} {_SAID} about {{np}} {_WHEN}, and {_NAME} {_SAID} about {{np2}}",

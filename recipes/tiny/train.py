@@ -53,7 +53,7 @@ def make_model(end: int, seed: int) -> GPTNeoXForCausalLM:
             bos_token_id=end,
             eos_token_id=end,
             pad_token_id=end,
-            # 16 numbers a head are few; a quarter of them (the default of GPT-NeoX) would hardly tell positions apart.
+            # A head has only 16 numbers; rotating a quarter of them (GPT-NeoX's default) would hardly encode positions.
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         )
     )

@@ -205,8 +205,9 @@ def terms(*names: Terms) -> tuple[Term, ...]:
 
     Raises RequestError where there are none, UnknownName for a mistyped set, and what is wrong with a file, by line.
 
-    >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
-    ['screen reader', 'skip link', 'alt text', 'cast iron']
+    Examples:
+        >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
+        ['screen reader', 'skip link', 'alt text', 'cast iron']
     """
     return _terms([name for some in names for name in _each(some)])
 
@@ -319,8 +320,9 @@ def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[s
 
     Raises StoreError where the results cannot be read. Warns of a claim's figure that cannot be drawn.
 
-    >>> list(bs.figures(folder))[:3]
-    ['emergence-log', 'emergence-linear', 'heads']
+    Examples:
+        >>> list(bs.figures(folder))[:3]
+        ['emergence-log', 'emergence-linear', 'heads']
     """
     from bindscope.claims.analysis import analyse as compute
     from bindscope.claims.inputs import Findings

@@ -1,24 +1,20 @@
 """How far the hook is from eager attention and from one forward pass per choice, by architecture.
 
-    python benchmarks/parity.py > docs/parity.md
+    python tests/parity.py | python docs/sections.py performance parity
 
-Small random models, float32. The same comparisons run as tests, with 1e-5 as the limit.
+Small random models, float32: those of models.py. The same comparisons run as tests, with 1e-5 as the limit.
 """
 
-import sys
 from importlib.metadata import version
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 import torch
+from bindscope.engine.forward import Row, read
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import models
 from bindscope.engine.attention import Attention, during, hooked
-from bindscope.engine.forward import Row, read
 
 
 @torch.inference_mode()
@@ -69,10 +65,8 @@ def choices(model: PreTrainedModel, packed: bool) -> float:
 
 
 def main() -> None:
-    print("# Parity by architecture\n")
     versions = f"torch {version('torch')}, transformers {version('transformers')}"
-    print(f"{versions}, CPU, float32; random models of three layers.")
-    print("Largest absolute deviations. Written by `python benchmarks/parity.py`.\n")
+    print(f"{versions}, CPU, float32; random models of three layers.\n")
     print("| architecture | rows, from eager | logits, from eager | choices, packed | choices, shared cache |")
     print("|---|---:|---:|---:|---:|")
     for name, (kind, config) in models.ARCHITECTURES.items():
