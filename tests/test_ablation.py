@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import measure
-from bindscope.measures.ranking import HeadSet, scores, sets
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import measuring
 import models
 from bindscope.checkpoints.load import Loaded
-from bindscope.engine.attention import hooked
-from bindscope.engine.conditions import run
-from bindscope.engine.prepare import Item, prepare
+from bindscope.engine.engine import Engine
+from bindscope.engine.prepare import TokenizedPrompt, prepare
+from bindscope.engine.selfcheck import SelfCheck
 from bindscope.errors import MeasureError, RequestError
 from bindscope.measures import ablation as a
+from bindscope.measures.head_sets import HeadSet, scores, sets
+from bindscope.measures.procedure import Context, Parts, Rows
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import find
@@ -100,26 +101,53 @@ def planted() -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def items(planted: Loaded) -> list[Item]:
+def items(planted: Loaded) -> list[TokenizedPrompt]:
     return [prepare(planted, prompt) for prompt in _prompts()]
 
 
-def _frames(found: Sequence[Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    place = {"suite": "planted", "revision": "step1", "step": 1}
-    one, two = (pd.DataFrame(dict(m.columns)).assign(**place) for m in found)
+Progress = Callable[[float], None]
+Found = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+def _ablate(
+    planted: Loaded,
+    items: Sequence[TokenizedPrompt],
+    spec: Ablation,
+    parts: Parts | None = None,
+    progress: Progress | None = None,
+    packed: bool = True,
+) -> Found:
+    with Engine(planted, SelfCheck(rows=0.0, logits=0.0, edit=1.0, packed=packed)) as engine:
+        context = Context(
+            engine=engine,
+            prompts=items,
+            choices=Protocol(ablation=spec, min_null=1),
+            previous_token=np.zeros((planted.layers, planted.heads)),
+            parts=parts,
+            progress=progress,
+        )
+        found = a.ablate(context)
+    for table in a.ablation.tables:
+        table.arrow(found[table.name])  # as it declares
+    return found
+
+
+def _frames(found: Found) -> tuple[pd.DataFrame, pd.DataFrame]:
+    place: dict[str, Any] = {"suite": "planted", "revision": "step1", "step": 1}
+    one, two = (pd.DataFrame(dict(found[name])).assign(**place) for name in ("ablation", "ablation_sets"))
     return one, two
 
 
-def _effect(planted: Loaded, items: Sequence[Item], spec: Ablation) -> pd.DataFrame:
-    return effects(*_frames(a.ablate(planted, items, spec, True)), 1 / 3).set_index("outcome")
+def _effect(planted: Loaded, items: Sequence[TokenizedPrompt], spec: Ablation) -> pd.DataFrame:
+    return effects(*_frames(_ablate(planted, items, spec)), 1 / 3).set_index("outcome")
 
 
 SPEC = Ablation(k=1, random=99, questions=1)
 
 
-def test_the_planted_head_is_found(planted: Loaded, items: list[Item]) -> None:
+def test_the_planted_head_is_found(planted: Loaded, items: list[TokenizedPrompt]) -> None:
     steps: list[float] = []
-    tables = a.ablate(planted, items, SPEC, True, progress=steps.append)
+    tables = _ablate(planted, items, SPEC, progress=steps.append)
     assert sum(steps) == pytest.approx(a.steps(SPEC))
     assert a.steps(SPEC) == 102
     ablation, chosen = _frames(tables)
@@ -139,10 +167,10 @@ def test_the_planted_head_is_found(planted: Loaded, items: list[Item]) -> None:
     assert (margin["baseline"] - margin["top"])[:1].item() > 5
 
 
-def test_modes_agree_where_they_must(planted: Loaded, items: list[Item]) -> None:
+def test_modes_agree_where_they_must(planted: Loaded, items: list[TokenizedPrompt]) -> None:
     """Without value biases published is zero. What the head says elsewhere tells no answer: mean and resample too take
     the same terms away, and so does cutting the one edge inside the term."""
-    ablation, chosen = _frames(a.ablate(planted, items, replace(SPEC, modes=MODES, random=19), True))
+    ablation, chosen = _frames(_ablate(planted, items, replace(SPEC, modes=MODES, random=19)))
     keys = ["set", "draw", "prompt"]
     one, other = (ablation[ablation["mode"] == m].set_index(keys)[["score", "margin"]] for m in ("zero", "published"))
     pd.testing.assert_frame_equal(one, other)
@@ -157,9 +185,9 @@ def test_modes_agree_where_they_must(planted: Loaded, items: list[Item]) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_openings_are_continued_under_the_edit(mode: Any, planted: Loaded, items: list[Item]) -> None:
+def test_openings_are_continued_under_the_edit(mode: Any, planted: Loaded, items: list[TokenizedPrompt]) -> None:
     spec = replace(SPEC, random=2, generation=True, modes=(mode,))
-    ablation, chosen = _frames(a.ablate(planted, items, spec, True))
+    ablation, chosen = _frames(_ablate(planted, items, spec))
     score = ablation[ablation["task"] == "generation"].pivot_table(index="term", columns=["set"], values="score")
     right = score["baseline"].max()
     assert (score[["baseline", "bottom", "random"]] == right).all(axis=None)
@@ -169,10 +197,10 @@ def test_openings_are_continued_under_the_edit(mode: Any, planted: Loaded, items
     assert "generation" in set(effects(ablation, chosen, 1 / 3)["outcome"])
 
 
-def test_named_heads_are_the_top_set(planted: Loaded, items: list[Item]) -> None:
+def test_named_heads_are_the_top_set(planted: Loaded, items: list[TokenizedPrompt]) -> None:
     named = ((0, 5), HEAD)
     spec = replace(SPEC, rankings=("named", "bsi"), heads=named, random=19)
-    ablation, chosen = _frames(a.ablate(planted, items, spec, True))
+    ablation, chosen = _frames(_ablate(planted, items, spec))
     top = chosen[chosen["set"] == "top"].set_index("ranking")
     assert top["heads"].to_dict() == {"named": ["0.5", "1.3"], "bsi": ["1.3"]}
     assert top["k"].to_dict() == {"named": 2, "bsi": 1}
@@ -182,10 +210,10 @@ def test_named_heads_are_the_top_set(planted: Loaded, items: list[Item]) -> None
     found = effects(ablation, chosen, 1 / 3).set_index(["ranking", "outcome"])
     assert found.loc[("named", "accuracy"), "top"] == found.loc[("bsi", "accuracy"), "top"] == 1 - TOLD / TERMS
     with pytest.raises(RequestError, match=r"no head 1\.64: layers go from 0 to 1, heads from 0 to 63"):
-        a.ablate(planted, items, replace(spec, heads=((1, HEADS),)), True)
+        _ablate(planted, items, replace(spec, heads=((1, HEADS),)))
 
 
-def test_evaluated_and_ranked_on(items: list[Item]) -> None:
+def test_evaluated_and_ranked_on(items: list[TokenizedPrompt]) -> None:
     spec = Ablation(questions=1)
     chosen = a.evaluated(items, spec)
     assert [i.prompt.id for i in chosen] == [f"a{i} b{i}/{'xy'[i % 2]}" for i in range(TERMS)]
@@ -201,7 +229,7 @@ def test_evaluated_and_ranked_on(items: list[Item]) -> None:
         a.evaluated([i for i in items if i.prompt.task == "generation"], spec)
 
 
-def test_donors_are_other_terms_and_long_enough(planted: Loaded, items: list[Item]) -> None:
+def test_donors_are_other_terms_and_long_enough(planted: Loaded, items: list[TokenizedPrompt]) -> None:
     rng = np.random.default_rng(0)
     chosen = [items[i] for i in rng.permutation(len(items)) if items[i].choices]
     neutral = [tuple(range(10)), tuple(range(20)), tuple(range(5))]
@@ -229,10 +257,10 @@ class _Memory:
     def __init__(self, room: int) -> None:
         self.room, self.kept, self.put_now = room, dict[str, str](), list[str]()
 
-    def get(self, name: str) -> a.Rows | None:
+    def get(self, name: str) -> Rows | None:
         return json.loads(self.kept[name]) if name in self.kept else None
 
-    def put(self, name: str, rows: a.Rows) -> None:
+    def put(self, name: str, rows: Rows) -> None:
         if len(self.kept) == self.room:
             raise KeyboardInterrupt
         self.kept[name] = json.dumps(rows)
@@ -240,9 +268,9 @@ class _Memory:
 
 
 @pytest.fixture(scope="module")
-def whole(planted: Loaded, items: list[Item]) -> Any:
+def whole(planted: Loaded, items: list[TokenizedPrompt]) -> Any:
     """What an ablation gives that nothing interrupts."""
-    return a.ablate(planted, items, TWO_MODES, True)
+    return _ablate(planted, items, TWO_MODES)
 
 
 TWO_MODES = replace(SPEC, modes=("zero", "mean"), random=5)
@@ -250,34 +278,35 @@ TWO_MODES = replace(SPEC, modes=("zero", "mean"), random=5)
 
 @pytest.mark.parametrize("room", [0, 1, 4, 8, 14])
 def test_an_interrupted_run_goes_on(
-    room: int, planted: Loaded, items: list[Item], whole: Any, monkeypatch: pytest.MonkeyPatch
+    room: int, planted: Loaded, items: list[TokenizedPrompt], whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = TWO_MODES
     memory = _Memory(room)
     with pytest.raises(KeyboardInterrupt):
-        a.ablate(planted, items, spec, True, memory)
+        _ablate(planted, items, spec, memory)
     assert len(memory.kept) == room
     runs: list[int] = []
-    monkeypatch.setattr(a, "run", lambda *args, **more: runs.append(len(args[2])) or run(*args, **more))
+    edited = Engine.edited
+    monkeypatch.setattr(Engine, "edited", lambda *args, **more: runs.append(len(args[2])) or edited(*args, **more))
     memory.room, memory.put_now = 99, []
     steps: list[float] = []
-    assert a.ablate(planted, items, spec, True, memory, steps.append) == whole
+    assert _ablate(planted, items, spec, memory, steps.append) == whole
     assert len(memory.put_now) == sum(runs) == 1 + 2 * 7 - room  # nothing twice, nothing left out
     assert steps[0] == room  # at once, so that the time left is that of what is still to do
     assert sum(steps) == pytest.approx(a.steps(spec))
     runs.clear()
-    assert a.ablate(planted, items, spec, True, memory) == whole
+    assert _ablate(planted, items, spec, memory) == whole
     assert runs == []
 
 
-def test_an_edit_that_changes_nothing_is_an_error(items: list[Item]) -> None:
+def test_an_edit_that_changes_nothing_is_an_error(items: list[TokenizedPrompt]) -> None:
     dead = _planted()
     with torch.no_grad():
         dead.model.transformer.h[HEAD[0]].attn.c_proj.weight.zero_()
     with pytest.raises(MeasureError, match=r"heads 1\.3 \(zero\) changes no score"):
-        a.ablate(dead, items, replace(SPEC, random=2), True)
+        _ablate(dead, items, replace(SPEC, random=2))
     with pytest.raises(MeasureError, match="packed"):
-        a.ablate(dead, items, SPEC, False)
+        _ablate(dead, items, SPEC, packed=False)
 
 
 # Sets of heads.
@@ -358,27 +387,37 @@ def test_scores_by_hand(words: PreTrainedTokenizerFast) -> None:
     prompts = [p for p in build(library().select("pilot-3"), "cloze") if p.binds]
     items = [prepare(loaded, p) for p in prompts]
     pts = np.random.default_rng(0).random((3, 6))
-    with hooked(model):
-        found = scores(model, items, pts, True)
-    tables, _ = measure(loaded, prompts, Protocol(), ("binding", "heads"))
-    binding = dict(tables[0].columns)
-    np.testing.assert_allclose(found["bsi"].ravel(), np.mean([v for v in binding["bsi"] if v is not None], 0))
+    with models.engine(model) as engine:
+        engine.loaded = loaded
+        context = Context(engine=engine, prompts=items, choices=Protocol(min_null=1), previous_token=pts)
+        found, lacking = scores(context, items)
+        with pytest.raises(RequestError, match="no prompt is left"):
+            scores(context, [replace(i, span=None) for i in items])
+        none, reason = scores(replace(context, choices=Protocol(min_null=10**6)), items)
+    assert lacking == ""
+    assert set(none) == {"bsi", "previous_token"}
+    assert reason.endswith("null windows, 1000000 needed")
+    binding = measuring.tables(loaded, prompts, Protocol(min_null=1), ["binding"])["binding"]
+    kept_rows = binding[binding["bsi"].notna()]
+    np.testing.assert_allclose(found["bsi"].ravel(), np.mean(np.stack(kept_rows["bsi"].to_list()), 0))
+    # Excess of a head has one definition: that of the stored table.
+    null = np.mean(np.stack(kept_rows["null_bsi"].to_list()), 0)
+    np.testing.assert_allclose(found["excess"].ravel(), found["bsi"].ravel() - null, atol=1e-12)
     assert found["previous_token"] is pts
     model.set_attn_implementation("eager")
     kept = [i for i in items if i.span]
-    null: dict[int, list[np.ndarray]] = {}
+    by_k: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
     for item in kept:
         with torch.inference_mode():
             maps = torch.stack(model(torch.tensor([item.encoded.ids]), output_attentions=True).attentions)[:, 0]
-        A, k, n = maps.double().numpy(), item.span.k, len(item.encoded.ids)
+        A, n = maps.double().numpy(), len(item.encoded.ids)
         places = find(item.encoded.text, item.prompt.term, item.prompt.aliases)
         mine = {t for t, (i, j) in enumerate(item.encoded.offsets) for start, end in places if i < end and start < j}
-        for start in range(1, n - k + 1):
-            window = range(start, start + k)
-            if not mine & set(window):
-                pairs = [A[:, :, i, j] for i in window for j in window if i > j]
-                null.setdefault(k, []).append(np.mean(pairs, 0))
-    expected = np.mean([np.mean(null[i.span.k], 0) for i in kept], 0)
+        for k in {i.span.k for i in kept}:  # every text has windows for every k
+            for start in range(1, n - k + 1):
+                window = range(start, start + k)
+                if not mine & set(window):
+                    pairs = np.mean([A[:, :, i, j] for i in window for j in window if i > j], 0)
+                    by_k.setdefault(k, {})[item.encoded.ids[: start + k]] = pairs  # once for each distinct text
+    expected = np.mean([np.mean(list(by_k[i.span.k].values()), 0) for i in kept], 0)
     np.testing.assert_allclose(found["bsi"] - found["excess"], expected, atol=1e-6)
-    with pytest.raises(RequestError, match="no prompt is left"):
-        scores(model, [replace(i, span=None) for i in items], pts, True)

@@ -16,14 +16,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 import models
 from bindscope.cli import main
-from bindscope.engine.generate import SEEDS, TEMPERATURES, Draw, _batches, _padding_holds, _plain, write
+from bindscope.engine.generate import _batches, _padding_holds, _plain, complete
 from bindscope.errors import MeasureError, RequestError
 from bindscope.experiment import Experiment
+from bindscope.measures.variability import SEEDS, TEMPERATURES
 from bindscope.prompts.build import SHOTS, few_shot
 from bindscope.prompts.library import library
 from bindscope.prompts.rubric import matches, rubric_score
 from bindscope.prompts.spans import find
-from bindscope.records import Opening, Rubric, Term
+from bindscope.records import Opening, Rubric, Sampling, Term
 from bindscope.store import Store
 
 PROMPTS = [(3, 4, 5), (9, 8, 7), (11, 2, 30), (6, 5), (40, 41, 42, 43, 44, 45, 46), (3, 4)]
@@ -43,7 +44,7 @@ def _alone(model: PreTrainedModel, ids: tuple[int, ...], limit: int) -> list[int
 def test_batches_give_the_tokens_of_generate(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
     before = model.generation_config
-    found = write(model, PROMPTS, LIMITS, [Draw()] * len(PROMPTS))
+    found = complete(model, PROMPTS, LIMITS, [Sampling()] * len(PROMPTS))
     assert model.generation_config is before
     assert [list(w.ids) for w in found] == [_alone(model, p, n) for p, n in zip(PROMPTS, LIMITS, strict=True)]
 
@@ -81,18 +82,18 @@ def test_where_padding_is_felt_prompts_of_one_length_go_together(
     monkeypatch.setattr(neox, "forward", maskless)
     with _plain(neox):
         assert not _padding_holds(neox)
-    found = write(neox, PROMPTS, LIMITS, [Draw()] * len(PROMPTS))
+    found = complete(neox, PROMPTS, LIMITS, [Sampling()] * len(PROMPTS))
     assert [list(w.ids) for w in found] == expected
 
 
 def test_penalties_and_sampling_of_the_checkpoint_are_left_out(neox: PreTrainedModel) -> None:
-    plain = write(neox, PROMPTS, LIMITS, [Draw()] * 6)
+    plain = complete(neox, PROMPTS, LIMITS, [Sampling()] * 6)
     before = neox.generation_config
     neox.generation_config = GenerationConfig(
         do_sample=True, repetition_penalty=5.0, temperature=3.0, max_new_tokens=2, eos_token_id=before.eos_token_id
     )
     try:
-        assert write(neox, PROMPTS, LIMITS, [Draw()] * 6) == plain
+        assert complete(neox, PROMPTS, LIMITS, [Sampling()] * 6) == plain
     finally:
         neox.generation_config = before
 
@@ -103,17 +104,17 @@ def test_nearly_equal_logits_are_decoded_alone() -> None:
     with torch.no_grad():
         weight = model.get_output_embeddings().weight
         weight.copy_(weight[:1] + 1e-7 * weight)
-    found = write(model, PROMPTS, LIMITS, [Draw()] * 6)
+    found = complete(model, PROMPTS, LIMITS, [Sampling()] * 6)
     assert [w.alone for w in found] == [True, True, True, True, False, True]  # one prompt has no other of its length
     assert [list(w.ids) for w in found] == [_alone(model, p, n) for p, n in zip(PROMPTS, LIMITS, strict=True)]
 
 
 def test_the_end_token_ends_a_text_and_is_left_out(neox: PreTrainedModel) -> None:
-    (free,) = write(neox, PROMPTS[:1], [6], [Draw()])
+    (free,) = complete(neox, PROMPTS[:1], [6], [Sampling()])
     before = neox.generation_config
     neox.generation_config = GenerationConfig(eos_token_id=[free.ids[2], 7])
     try:
-        (cut, other) = write(neox, [PROMPTS[0], PROMPTS[1]], [6, 6], [Draw()] * 2)
+        (cut, other) = complete(neox, [PROMPTS[0], PROMPTS[1]], [6, 6], [Sampling()] * 2)
     finally:
         neox.generation_config = before
     stop = next(i for i, token in enumerate(free.ids) if token in (free.ids[2], 7))
@@ -125,18 +126,18 @@ def test_the_end_token_ends_a_text_and_is_left_out(neox: PreTrainedModel) -> Non
 def test_a_model_without_end_and_pad_tokens_writes() -> None:
     kind, config = models.ARCHITECTURES["gpt_neox"]
     model = models.build(kind, config | {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None})
-    found = write(model, PROMPTS, LIMITS, [Draw()] * 6)
+    found = complete(model, PROMPTS, LIMITS, [Sampling()] * 6)
     assert [len(w.ids) for w in found] == LIMITS
     assert not any(w.ended for w in found)
 
 
 @pytest.mark.parametrize("budget", [8, 40, 10_000])
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(neox: PreTrainedModel, budget: int) -> None:
-    draws = [Draw(t, s) for t in (0.3, 0.7) for s in (1, 2)]
-    jobs = [(p, n, d) for d in draws for p, n in zip(PROMPTS, LIMITS, strict=True)]
+    samplings = [Sampling(t, s) for t in (0.3, 0.7) for s in (1, 2)]
+    jobs = [(p, n, d) for d in samplings for p, n in zip(PROMPTS, LIMITS, strict=True)]
     ids, limits, each = zip(*jobs, strict=True)
-    once = write(neox, ids, limits, each, batch_tokens=10_000)
-    again = write(neox, ids[::-1], limits[::-1], each[::-1], batch_tokens=budget)[::-1]
+    once = complete(neox, ids, limits, each, batch_tokens=10_000)
+    again = complete(neox, ids[::-1], limits[::-1], each[::-1], batch_tokens=budget)[::-1]
     assert [w.ids for w in again] == [w.ids for w in once]
     assert len({w.ids for w in once}) > len(PROMPTS)
 
@@ -145,7 +146,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(neox: PreTrainedModel
 def test_samples_follow_the_softmax(neox: PreTrainedModel, temperature: float) -> None:
     n, ids = 3000, PROMPTS[0]
     found = Counter(
-        w.ids[0] for w in write(neox, [ids] * n, [1] * n, [Draw(temperature, s) for s in range(n)]) if w.ids
+        w.ids[0] for w in complete(neox, [ids] * n, [1] * n, [Sampling(temperature, s) for s in range(n)]) if w.ids
     )
     with torch.inference_mode():
         logits = neox(torch.tensor([ids])).logits[0, -1].double()
@@ -162,7 +163,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(MeasureError, match="not finite while it writes"):
-        write(model, [(3, 4)], [2], [Draw()])
+        complete(model, [(3, 4)], [2], [Sampling()])
 
 
 RUBRIC = Rubric(("read aloud", "speech", "braille", "blind"), ("for deaf people", "a camera"))
