@@ -280,7 +280,7 @@ def test_shards_of_another_protocol_are_named(
         assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert main(["analyse", str(tmp_path / "out")]) == 0
-    assert "8 shards of another study, protocol or schema" in capsys.readouterr().out
+    assert "8 shards of another experiment, protocol or schema" in capsys.readouterr().out
 
 
 def test_a_term_that_misses_a_checkpoint_is_left_out() -> None:

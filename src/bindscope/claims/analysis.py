@@ -134,7 +134,7 @@ def _left_out(tables: RunTables) -> list[str]:
     if gone := int(table["eb_star"].isna().sum()):
         notes.append(f"{gone} of {len(table)} rows have no span and are left out")
     if others := tables.store.strangers():
-        notes.append(f"{others} shards of another study, protocol or schema are in the folder and are not read")
+        notes.append(f"{others} shards of another experiment, protocol or schema are in the folder and are not read")
     return notes
 
 
