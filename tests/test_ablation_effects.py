@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bindscope.engine.forward import Row
-from bindscope.measures.ranking import sets
 from scipy.stats import binomtest, kstest
 
 import models
 from bindscope.claims.causal import specificities
 from bindscope.cli import main
 from bindscope.engine.attention import hooked
-from bindscope.engine.conditions import Material, run
+from bindscope.engine.capture import TextInput
+from bindscope.engine.conditions import EditValues, run
+from bindscope.measures.head_sets import sets
 from bindscope.records import Ablation
 from bindscope.store import Store
 from bindscope.tables.ablation import RULES, effects
@@ -149,10 +149,11 @@ def test_p_is_uniform_where_the_ranking_says_nothing(scope: Any, k: int, heads: 
         spec = Ablation(k=k, random=99, scope=scope, seed=seed)
         chosen = list(sets({"bsi": rng.random((2, heads))}, spec, heads))
         rows = [
-            Row(tuple(rng.integers(3, 64, 6).tolist()), ((int(i),), (int(j),))) for i, j in rng.integers(3, 64, (6, 2))
+            TextInput(tuple(rng.integers(3, 64, 6).tolist()), ((int(i),), (int(j),)))
+            for i, j in rng.integers(3, 64, (6, 2))
         ]
         with hooked(model):
-            logs = run(model, rows, [s.heads for s in chosen], "zero", Material())
+            logs = run(model, rows, [s.heads for s in chosen], "zero", EditValues())
         margins = [[float(gold[0] - other[0]) for gold, other in each] for each in logs]
         random = list(enumerate(margins[3:]))
         table = _table(*margins[:3], random)

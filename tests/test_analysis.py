@@ -280,7 +280,7 @@ def test_shards_of_another_protocol_are_named(
         (tmp_path / "s.yaml").write_text(json.dumps(experiment | {"bos": bos}))
         bs.run(str(tmp_path / "s.yaml"), tmp_path / "out")
     assert main(["analyse", str(tmp_path / "out")]) == 0
-    assert "shards of another experiment, protocol or schema" in capsys.readouterr().out
+    assert "24 shards of another experiment, protocol or schema" in capsys.readouterr().out
 
 
 def test_a_term_that_misses_a_checkpoint_is_left_out() -> None:

@@ -14,18 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.engine.forward import Row, read
-from bindscope.measures.checkpoint import READ, measure
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+import measuring
 import models
 from bindscope.checkpoints.borrow import borrowed, inner
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
 from bindscope.cli import main
-from bindscope.engine.attention import hooked
-from bindscope.engine.projections import grams
+from bindscope.engine.capture import TextInput
+from bindscope.engine.data import Needs
 from bindscope.errors import ModelError, RequestError
 from bindscope.monitor import Monitor, checksum, watch
 from bindscope.prompts.build import build
@@ -50,8 +49,7 @@ def _model(words: PreTrainedTokenizerFast, architecture: str = "gpt_neox", **con
 
 def _tables(model: torch.nn.Module, words: PreTrainedTokenizerFast) -> dict[str, pd.DataFrame]:
     with borrowed(model, words) as loaded:
-        found, _ = measure(loaded, PROMPTS, Protocol(format="cloze"), READ)
-    return {m.measure: pd.DataFrame(dict(m.columns)) for m in found}
+        return measuring.tables(loaded, PROMPTS, Protocol(format="cloze"))
 
 
 def _close(one: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame], atol: float = 1e-5) -> None:
@@ -92,7 +90,7 @@ def test_the_model_is_given_back(architecture: str, implementation: str, words: 
 
 def _fail_inside(model: PreTrainedModel, words: PreTrainedTokenizerFast) -> None:
     with borrowed(model, words) as loaded:
-        measure(loaded, PROMPTS, Protocol(format="cloze"), READ)
+        measuring.tables(loaded, PROMPTS, Protocol(format="cloze"))
         torch.rand(5)
         raise ZeroDivisionError
 
@@ -163,12 +161,13 @@ def test_adapters_are_measured_as_active(adapted: Any, words: PreTrainedTokenize
     _close(found, _tables(merged, words))
     bare = _tables(_model(words, "llama"), words)
     assert abs(found["binding"]["eb_star"] - bare["binding"]["eb_star"]).max() > 1e-3
-    row = Row(tuple(range(5, 25)), span=(3, 4, 5))
-    with borrowed(wrapped, words) as loaded, hooked(loaded.model):
-        (mine,) = read(loaded.model, [row], grams=grams(loaded.model))
-    with hooked(merged):
-        (theirs,) = read(merged, [row], grams=grams(merged))
-    np.testing.assert_allclose(mine.valued, theirs.valued, atol=1e-5)
+    text, needs = TextInput(tuple(range(5, 25)), span=(3, 4, 5)), Needs(carried=True)
+    with borrowed(wrapped, words) as loaded, models.engine(loaded.model) as engine:
+        (mine,) = engine.read([text], needs)
+    with models.engine(merged) as engine:
+        (theirs,) = engine.read([text], needs)
+    assert mine.carried is not None
+    np.testing.assert_allclose(mine.carried, theirs.carried, atol=1e-5)
 
 
 @other_warnings

@@ -11,7 +11,7 @@ from bindscope.charts.text import line
 from bindscope.store import RunFile, Store, Unit
 
 _ORDERS = {"rotated": "rotated", "spread": "once each, gold in changing places", "given": "once each, gold as given"}
-#: Of a study file; a prompt file has its own.
+#: Of an experiment on terms; a prompt file has its own.
 _OF_TERMS = ("format", "order", "protocol", "controls", "frames")
 
 
@@ -19,12 +19,14 @@ def facts(store: Store, run: RunFile) -> dict[str, Any]:
     """facts: pairs of name and value; checkpoints: name, commit, fingerprints, flags and self-check of each that is
     measured; flagged: whether any has flags."""
     done = [u for u in run.units if u.status == "done"]
-    shards = [store.provenance(u.checkpoint, *next(iter(u.keys.items()))) for u in done]
-    found = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
-    found.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
-    found += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
+    shards = [store.provenance(u.checkpoint, *next(iter(u.keys.items()))) for u in done if u.keys]
+    pairs = [("Units", f"{len(done)} of {len(run.units)} measured"), *_how(run, shards)]
+    pairs.append(("Seconds of measuring", f"{sum(p['seconds'] for p in shards):.0f}"))
+    pairs += [("Note", note) for note in dict.fromkeys(note for p in shards for note in p["notes"][1:])]
+    pairs += [("Left out", line(note)) for note in run.notes]
+    pairs += [("Left out", line(f"{_name(u)}: {reason}")) for u in done for reason in u.lacking.values()]
     if others := store.unused():
-        found.append(("Not shown", f"{others} shards in the folder belong to another experiment or protocol"))
+        pairs.append(("Not shown", f"{others} shards in the folder belong to another experiment or protocol"))
     rows = [
         {
             "name": _name(unit),
@@ -35,7 +37,7 @@ def facts(store: Store, run: RunFile) -> dict[str, Any]:
         | {"weights": (unit.weights or "not known")[:16], "flags": "; ".join(unit.flags)}
         for unit, p in zip(done, shards, strict=True)
     ]
-    return {"facts": found, "checkpoints": rows, "flagged": any(unit.flags for unit in done)}
+    return {"facts": pairs, "checkpoints": rows, "flagged": any(unit.flags for unit in done)}
 
 
 def _name(unit: Unit) -> str:
@@ -53,7 +55,7 @@ def failed(run: RunFile) -> list[dict[str, str]]:
 
 
 def experiment_file(run: RunFile) -> str:
-    """The study as a file that runs again: what is not set is left out, paths are made absolute."""
+    """The experiment as a file that runs again: what is not set is left out, paths are made absolute."""
     asked = {name: value for name, value in run.experiment.items() if value not in (None, [], "", {})}
     if "prompts" in asked:
         asked = {name: value for name, value in asked.items() if name not in _OF_TERMS}

@@ -35,13 +35,13 @@ def early_warnings(series: pd.DataFrame, window: int = WINDOW) -> tuple[tuple[Wa
     if len(change) < LEAST_TERMS:
         return (), f"{len(change)} terms have an excess and a margin at both looks, {LEAST_TERMS} are needed"
     bound, known = (cluster_mean(change[column], change.index) for column in ("excess", "margin"))
-    said = (
+    text = (
         f"since step {steps[-1 - window]:,} excess {bound.mean:+.3f} [{bound.low:+.3f}, {bound.high:+.3f}], "
         f"margin {known.mean:+.3f} [{known.low:+.3f}, {known.high:+.3f}]"
     )
     flags = []
     if bound.low > 0 and known.low <= 0 <= known.high:
-        flags.append(Warned("binding ahead", said))
+        flags.append(Warned("binding ahead", text))
     if bound.high < 0 and known.low > 0:
-        flags.append(Warned("decoupling", said))
+        flags.append(Warned("decoupling", text))
     return tuple(flags), None
