@@ -20,9 +20,9 @@ from scipy import stats
 from transformers import PreTrainedTokenizerFast
 
 from bindscope.errors import RequestError
-from bindscope.replicate import Replication, replicate
 from bindscope.replicate.numbers import means, paper
 from bindscope.replicate.published import read, step_of
+from bindscope.replicate.replication import Replication, replicate
 from bindscope.replicate.show import show, to_csv, to_dict
 from conftest import shared
 

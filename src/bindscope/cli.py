@@ -270,7 +270,7 @@ def replicate(
     as_json: options.Json = False,
 ) -> None:
     """Compute the published numbers of the reference study (Tran 2026) again from its own result files."""
-    from bindscope.replicate import replicate as compute
+    from bindscope.replicate.replication import replicate as compute
     from bindscope.replicate.show import show, to_csv, to_dict
 
     words = None

@@ -325,10 +325,11 @@ def changed(experiment: Experiment, protocol: str | None = None, suites: Sequenc
 def _beside(experiment: Experiment, base: Path) -> Experiment:
     """Paths are the study file's: suites, term files and prompt files are looked for beside it."""
     suites = tuple(
-        str(base / name) if _is_file(name) or any((base / n).exists() for n in (name, name.rpartition("@")[0]) if n)
+        str(base / name)
+        if _is_file(name) or any((base / n).exists() for n in (name, name.rpartition("@")[0]) if n)
         else name
         for name in experiment.suites
-    )  # fmt: skip
+    )
     terms, controls = (
         tuple(str(base / name) if _is_file(name) else name for name in found)
         for found in (experiment.terms, experiment.controls)

@@ -137,7 +137,9 @@ def measure_terms(
     if text is not None:
         for term in terms:
             _present(loaded, term, text)
-        prompts += [Prompt(f"{t.name}/text", t.name, text, "carrier", t.aliases) for t in terms]
+        prompts += [
+            Prompt(id=f"{t.name}/text", term=t.name, text=text, task="carrier", aliases=t.aliases) for t in terms
+        ]
     chosen, _ = chosen_measures(["binding"], measures)
     with Engine(loaded) as engine:
         outcome = measure(engine, prompts, Protocol(bos=loaded.bos), list(chosen.values()))
@@ -179,7 +181,13 @@ def _result(
     bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
     ranks = (-pts).argsort().argsort() + 1
     top = tuple(
-        Head(int(i) // loaded.heads, int(i) % loaded.heads, float(bsi[i]), float(pts[i]), int(ranks[i]))
+        Head(
+            layer=int(i) // loaded.heads,
+            head=int(i) % loaded.heads,
+            bsi=float(bsi[i]),
+            previous_token_score=float(pts[i]),
+            previous_token_rank=int(ranks[i]),
+        )
         for i in (-bsi).argsort()[:heads]
     )
     tokens, _ = Counter(tuple(s) for s in found["span_strings"]).most_common(1)[0]

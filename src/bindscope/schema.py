@@ -319,14 +319,14 @@ def null_columns(value: Column) -> tuple[Column, ...]:
                 f"{prefix}null_mean",
                 "number",
                 f"mean of {value.name} over {windows}",
-                value.unit,
+                unit=value.unit,
                 missing=f"{prefix}null_reason or reason",
             ),
             Column(
                 f"{prefix}excess",
                 "number",
                 f"{value.name} less the mean over {windows}",
-                value.unit,
+                unit=value.unit,
                 missing=f"{prefix}null_reason or reason",
             ),
             Column(

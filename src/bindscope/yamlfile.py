@@ -17,6 +17,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.parser import ParserError
+from ruamel.yaml.scanner import ScannerError
 
 from bindscope.errors import RequestError
 
@@ -25,6 +27,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[str | int, ...]
 #: The largest file that is read, in bytes; the largest one that ships with bindscope has 0.1 MB.
 MAX_BYTES = 8_000_000
+#: The longest text that is read a second time, by the slow reader, when libyaml refuses it.
+MAX_PURE = 200_000
 #: The deepest nesting that is read. libyaml's binding recurses in C, and a file of brackets would end the process.
 MAX_DEPTH = 100
 
@@ -39,12 +43,16 @@ class YamlFile:
     def __init__(self, path: Path) -> None:
         """Raises RequestError for a file that cannot be read, is too large, is not YAML or has a key twice."""
         self.path = path
-        yaml = YAML(typ="safe")
+        self._root: Node | None = None
+        self.data: Any = None
         try:
             text = _text(path)
-            _check_depth(text)
-            self._root: Node | None = yaml.compose(text)
-            self.data: Any = None if self._root is None else yaml.constructor.construct_document(self._root)
+            try:
+                self._read(text, pure=False)
+            except (ParserError, ScannerError):
+                # libyaml refuses [module:name], a list in brackets, which YAML 1.2 allows.
+                if len(text) > MAX_PURE or not self._reads_slowly(text):
+                    raise
         except DuplicateKeyError as error:
             line = error.problem_mark.line + 1
             key = str(error.problem).removeprefix("found duplicate key ").partition(" with value")[0].strip('"')
@@ -54,6 +62,21 @@ class YamlFile:
             place = f"{path}" if line is None else f"{path}:{line + 1}"
             reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise RequestError(f"cannot read {place}: {reason}") from error
+
+    def _read(self, text: str, pure: bool) -> None:
+        """pure: with the slow reader, which knows all of YAML 1.2, instead of libyaml."""
+        yaml = YAML(typ="safe", pure=pure)
+        _check_depth(text, pure)
+        self._root = yaml.compose(text)
+        self.data = None if self._root is None else yaml.constructor.construct_document(self._root)
+
+    def _reads_slowly(self, text: str) -> bool:
+        """Whether the slow reader can make something of it."""
+        try:
+            self._read(text, pure=True)
+        except (ParserError, ScannerError):
+            return False
+        return True
 
     def parse(self, schema: type[Model]) -> Model:
         """The contents as the pydantic model `schema`. Raises RequestError with the line, the entry and the value."""
@@ -97,10 +120,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _check_depth(text: str) -> None:
-    """Raises ValueError for lists and mappings nested too deeply, from libyaml's events, which need no recursion."""
+def _check_depth(text: str, pure: bool) -> None:
+    """Raises ValueError for lists and mappings nested too deeply, from the reader's events, which need no recursion."""
     depth = 0
-    for event in YAML(typ="safe").parse(text):
+    for event in YAML(typ="safe", pure=pure).parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ValueError(f"its lists and mappings are nested more than {MAX_DEPTH} deep")

@@ -133,7 +133,7 @@ def during(
     short: int = SHORT,
 ) -> Iterator[None]:
     """Forward passes inside this block are observed and edited in this way; short: see `SHORT`."""
-    token = _CURRENT.set(Pass(look, packing, edit, rewire, short))
+    token = _CURRENT.set(Pass(look=look, packing=packing, edit=edit, rewire=rewire, short=short))
     try:
         yield
     finally:
@@ -156,7 +156,9 @@ def _attention(
     if kwargs.get("position_bias") is not None:
         raise UnsupportedArchitecture(f"{type(module).__name__} adds a position bias to its scores, which is not read")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attention = Attention(query, key, value, attention_mask, scale, softcap, s_aux)
+    attention = Attention(
+        query=query, key=key, value=value, mask=attention_mask, scaling=scale, softcap=softcap, sinks=s_aux
+    )
     current = _CURRENT.get()
     watched = current is not None and current.look is not None and not dropout and _causal(module, attention, kwargs)
     seen = current if watched else None

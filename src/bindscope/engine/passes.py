@@ -118,7 +118,7 @@ class Packed:
             tuple(([i + c * N for i in at], tokens) for at, tokens in row) for c in range(n) for row in self.targets
         )
         ids, positions, segments = (x.repeat(n, 1) for x in (self.ids, self.positions, self.segments))
-        return Packed(ids, positions, segments, reads, targets)
+        return Packed(ids=ids, positions=positions, segments=segments, reads=reads, targets=targets)
 
 
 def pack(inputs: Sequence[TextInput], device: torch.device | str) -> Packed:
@@ -146,7 +146,13 @@ def pack(inputs: Sequence[TextInput], device: torch.device | str) -> Packed:
             reads += [(b, p) for p in range(at, at + body)]
             at += body
         targets.append(tuple(mine))
-    return Packed(ids.to(device), positions.to(device), segments.to(device), tuple(reads), tuple(targets))
+    return Packed(
+        ids=ids.to(device),
+        positions=positions.to(device),
+        segments=segments.to(device),
+        reads=tuple(reads),
+        targets=tuple(targets),
+    )
 
 
 @torch.no_grad()

@@ -53,9 +53,15 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> T
     encoded = encode(tokenizer, prompt.text, bos)
     choices = tuple(continuation(tokenizer, encoded, choice) for choice in prompt.choices)
     try:
-        return TokenizedPrompt(prompt, encoded, locate(encoded, prompt.term, prompt.aliases), None, choices)
+        return TokenizedPrompt(
+            prompt=prompt,
+            encoded=encoded,
+            span=locate(encoded, prompt.term, prompt.aliases),
+            reason=None,
+            choices=choices,
+        )
     except SpanError as error:
-        return TokenizedPrompt(prompt, encoded, None, error.reason, choices)
+        return TokenizedPrompt(prompt=prompt, encoded=encoded, span=None, reason=error.reason, choices=choices)
 
 
 def prepare(loaded: Loaded, prompt: Prompt) -> TokenizedPrompt:

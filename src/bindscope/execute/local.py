@@ -21,7 +21,9 @@ def run(request: Request, store: Store, watcher: Watcher, options: Options | Non
     since nothing could be kept. Interrupting loses at most the pass in work. Raises RequestError as `Sweep` does.
     """
     options = options or Options()
-    sweep = Sweep(request, store, watcher, options, hardware(request.experiment.dtype))
+    sweep = Sweep(
+        request=request, store=store, watcher=watcher, options=options, hardware=hardware(request.experiment.dtype)
+    )
     arrived: dict[int, Future[None]] = {}
     with Downloads(store) as downloads:
         for n, i in enumerate(sweep.waiting):

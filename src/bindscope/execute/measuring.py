@@ -115,7 +115,13 @@ class Session:
         outcome, needs = Outcome(), together(m.needs for m in spans)
         ks = sorted({p.span.k for p in prompts if p.span and p.prompt.binds}) if spans else []
         width = max((k - 1 for k in ks), default=1) if needs.attention else 0
-        tables = SpanTables(spans, self.loaded.tokenizer, ks, self.protocol.min_null, outcome.failures)
+        tables = SpanTables(
+            measures=spans,
+            tokenizer=self.loaded.tokenizer,
+            ks=ks,
+            least=self.protocol.min_null,
+            failures=outcome.failures,
+        )
         rows = ChoiceRows(choices, self._unconditional(prompts) if choices else {}, outcome.failures)
         scores = self.previous_token_scores if needs.previous_token else None
         alone = self._alone(prompts) if needs.alone else None

@@ -171,13 +171,19 @@ class _Suite:
 
     def cost(self, name: str, probe: bool) -> Cost:
         needs = [self._need(ref, known) for ref, known in self.known.items()]
-        here = [ref for (ref, known), need in zip(self.known.items(), needs, strict=True)
-                if not need and need is not None and not isinstance(known, BindscopeError)]  # fmt: skip
+        here = [
+            ref
+            for (ref, known), need in zip(self.known.items(), needs, strict=True)
+            if not need and need is not None and not isinstance(known, BindscopeError)
+        ]
         sizes = [sum(need.values()) for need in needs if need is not None]
         whole: dict[tuple[str, str], int] = {blob: n for need in needs if need for blob, n in need.items()}
         sure = None not in needs
-        why = [f"{ref.label} cannot be had: {known}" for ref, known in self.known.items()
-               if isinstance(known, BindscopeError) and not _away(known)]  # fmt: skip
+        why = [
+            f"{ref.label} cannot be had: {known}"
+            for ref, known in self.known.items()
+            if isinstance(known, BindscopeError) and not _away(known)
+        ]
         if not sure:
             why.append("download: neither a hub nor the catalogue says how large it is")
         effort = self._effort(here, probe)

@@ -73,11 +73,11 @@ def run(
     with _cluster(address):
         needs, threads = _needs()
         sweep = Sweep(
-            request,
-            store,
-            watcher,
-            options,
-            ray.get(ray.remote(hardware).options(**needs).remote(request.experiment.dtype)),
+            request=request,
+            store=store,
+            watcher=watcher,
+            options=options,
+            hardware=ray.get(ray.remote(hardware).options(**needs).remote(request.experiment.dtype)),
         )
         place, prompts = _Place(store.root.resolve(), mark, threads, options.evict), ray.put(sweep.prompts)
         task = ray.remote(_unit).options(max_retries=_RETRIES, **needs)

@@ -71,7 +71,8 @@ def prepare(experiment: Experiment, measures: Iterable[Measure] = ()) -> Request
 
     Raises RequestError for what cannot be run: no prompts, unknown names, two suites or measures of one name.
     """
-    found, notes = registry.chosen(experiment.measures, measures)
+    # Binding is read in the pass that the others share, and pages and claims set other measures beside it.
+    found, notes = registry.chosen(("binding", *experiment.measures), measures)
     prompts = experiment.build_prompts()
     chosen: dict[str, Suite] = {}
     for suite in (suite for asked in experiment.suites for suite in suites(asked)):

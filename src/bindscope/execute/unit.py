@@ -132,7 +132,7 @@ def _measure(
             for t in m.tables
             if m.own_pass and t.name in job.keys
         }
-        session = Session(engine, prompts, job.protocol, progress, parts)
+        session = Session(engine=engine, prompts=prompts, protocol=job.protocol, progress=progress, parts=parts)
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         for outcome in session.passes(job.measures):
             lacking |= outcome.failures

@@ -25,7 +25,7 @@ PROVENANCE = Table(
     "a checkpoint and table",
     (
         *CHECKPOINT,
-        Column("tokens", "integer", "seen in training by then", "tokens", missing="not known"),
+        Column("tokens", "integer", "seen in training by then", unit="tokens", missing="not known"),
         Column("table", "text", "the table"),
         Column("key", "text", "key of the result: everything that changes a number in it"),
         Column("repo", "text", "hub repository or folder of the weights"),
@@ -37,7 +37,7 @@ PROVENANCE = Table(
         Column("bos", "text", "what stands in front of each text: default, on, off"),
         Column("attention", "text", "how attention was read, and whether continuations were packed"),
         Column("started", "text", "ISO 8601, UTC"),
-        Column("seconds", "number", "wall time of its pass", "seconds", (0, None)),
+        Column("seconds", "number", "wall time of its pass", unit="seconds", range=(0, None)),
         Column("git_commit", "text", "commit of the bindscope that measured", missing="an installed release"),
         Column("git_dirty", "yes/no", "whether its files differed from that commit", missing="an installed release"),
         Column("protocol", "text", "every choice that changes a number, as JSON"),

@@ -59,7 +59,7 @@ _TABLE = Table(
             "margin",
             "number",
             "score per token of the right choice less the best other",
-            "nats per token",
+            unit="nats per token",
             missing="a completion has no margin",
         ),
     ),
@@ -73,7 +73,7 @@ _SETS = Table(
     columns=(
         *_SET,
         Column("heads", "list of text", "the heads, each as layer.head from 0"),
-        Column("neutral_loss", "number", "loss on neutral text", "nats per token", (0, None)),
+        Column("neutral_loss", "number", "loss on neutral text", unit="nats per token", range=(0, None)),
     ),
     measure="ablation",
 )

@@ -18,10 +18,23 @@ from bindscope.schema import Column
     null=None,
     group="binding",
     columns=[
-        Column("adjacent_bsi", "number", "mean over i > 1 of A[s_i, s_{i-1}], best head", SHARE, (0, 1)),
-        Column("first_bsi", "number", "A[s_k, s_1], best head", SHARE, (0, 1)),
-        Column("entropy", "number", "entropy of BSI over the heads of the best layer", "nats", (0, None), SOURCE),
-        Column("uniform_baseline", "number", "BSI of a head that attends to all earlier tokens alike", SHARE, (0, 1)),
+        Column("adjacent_bsi", "number", "mean over i > 1 of A[s_i, s_{i-1}], best head", unit=SHARE, range=(0, 1)),
+        Column("first_bsi", "number", "A[s_k, s_1], best head", unit=SHARE, range=(0, 1)),
+        Column(
+            "entropy",
+            "number",
+            "entropy of BSI over the heads of the best layer",
+            unit="nats",
+            range=(0, None),
+            source=SOURCE,
+        ),
+        Column(
+            "uniform_baseline",
+            "number",
+            "BSI of a head that attends to all earlier tokens alike",
+            unit=SHARE,
+            range=(0, 1),
+        ),
     ],
 )
 def best_head(view: SpanView) -> Values:

@@ -16,7 +16,7 @@ COLUMNS = (
     Column("temperature", "number", "0 is greedy decoding", range=(0, None)),
     Column("seed", "integer", "of the random numbers", missing="greedy decoding has none"),
     Column("text", "text", "the completion"),
-    Column("new_tokens", "integer", "its length", "tokens", (0, None)),
+    Column("new_tokens", "integer", "its length", unit="tokens", range=(0, None)),
     Column("ended", "yes/no", "whether the model ended the text itself, before the limit"),
     Column(
         "decoded_alone", "yes/no", "whether it was decoded again by itself: two logits were nearly equal in the batch"

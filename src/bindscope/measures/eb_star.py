@@ -25,11 +25,27 @@ SHARE, SOURCE = "share of attention", "Tran 2026, section 3"
     null_means=["bsi"],
     group="binding",
     columns=[
-        Column("eb_star", "number", "EB*: largest EB over layers", SHARE, (0, 1), SOURCE),
-        Column("eb_per_layer", "list of numbers", "EB of each layer", SHARE, (0, 1), SOURCE, shape="layers"),
+        Column("eb_star", "number", "EB*: largest EB over layers", unit=SHARE, range=(0, 1), source=SOURCE),
+        Column(
+            "eb_per_layer",
+            "list of numbers",
+            "EB of each layer",
+            unit=SHARE,
+            range=(0, 1),
+            source=SOURCE,
+            shape="layers",
+        ),
         Column("best_layer", "integer", "layer with the largest EB, from 0", range=(0, None)),
         Column("best_head", "integer", "head with the largest BSI in that layer, from 0", range=(0, None)),
-        Column("bsi", "list of numbers", "BSI of every head", SHARE, (0, 1), SOURCE, shape="layers x heads"),
+        Column(
+            "bsi",
+            "list of numbers",
+            "BSI of every head",
+            unit=SHARE,
+            range=(0, 1),
+            source=SOURCE,
+            shape="layers x heads",
+        ),
     ],
 )
 def eb_star(view: SpanView) -> Values:

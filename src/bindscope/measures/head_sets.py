@@ -48,7 +48,9 @@ def scores(context: Context, prompts: Sequence[TokenizedPrompt]) -> tuple[dict[R
         raise RequestError("no prompt is left to rank heads on: none has the term in two tokens or more")
     ks = sorted({prompt.span.k for _, prompt in spans if prompt.span})
     engine, failures = context.engine, dict[str, str]()
-    tables = SpanTables([eb_star], engine.loaded.tokenizer, ks, context.choices.min_null, failures)
+    tables = SpanTables(
+        measures=[eb_star], tokenizer=engine.loaded.tokenizer, ks=ks, least=context.choices.min_null, failures=failures
+    )
     inputs = [prompt.text_input(max(ks) - 1, choices=False) for _, prompt in spans]
     for place, data in engine.stream(inputs, eb_star.needs):
         tables.add(place, spans[place][1], data)
@@ -71,7 +73,7 @@ def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str
     named heads is the lowest by BSI.
     Raises RequestError for sizes and heads that the model does not have, and for a ranking that there is not.
     """
-    yield HeadSet(None, "baseline", 0, 0, ())
+    yield HeadSet(ranking=None, name="baseline", k=0, draw=0, heads=())
     for ranking in spec.rankings:
         by: Ranking = "bsi" if ranking == "named" else ranking
         if by not in ranked:
@@ -91,11 +93,17 @@ def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str
                 top = list(spec.heads)
                 check_heads(top, L, H // per, what)
             bottom = [unit for unit in reversed(order) if unit not in top][:size]
-            yield HeadSet(ranking, "top", size, 0, _heads(top, per))
-            yield HeadSet(ranking, "bottom", size, 0, _heads(bottom, per))
+            yield HeadSet(ranking=ranking, name="top", k=size, draw=0, heads=_heads(top, per))
+            yield HeadSet(ranking=ranking, name="bottom", k=size, draw=0, heads=_heads(bottom, per))
             rng = np.random.default_rng([spec.seed, size])
             for draw in range(spec.random):
-                yield HeadSet(ranking, "random", size, draw, _heads(_random(top, values.shape, spec.scope, rng), per))
+                yield HeadSet(
+                    ranking=ranking,
+                    name="random",
+                    k=size,
+                    draw=draw,
+                    heads=_heads(_random(top, values.shape, spec.scope, rng), per),
+                )
 
 
 def _size(size: int | str, total: int) -> int:

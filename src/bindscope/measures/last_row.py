@@ -20,7 +20,7 @@ _HEADS = 5
     null=None,
     group="binding",
     columns=[
-        Column("top_bsi", "number", "the largest BSI of all heads", "share of attention", (0, 1)),
+        Column("top_bsi", "number", "the largest BSI of all heads", unit="share of attention", range=(0, 1)),
         Column(
             "top_heads", "list of integers", "the five heads with the largest BSI, as places in bsi", range=(0, None)
         ),
@@ -28,8 +28,8 @@ _HEADS = 5
             "top_rows",
             "list of lists of numbers",
             "for each of them, attention of the term's last token to every position up to its own",
-            "share of attention",
-            (0, 1),
+            unit="share of attention",
+            range=(0, 1),
         ),
     ],
 )

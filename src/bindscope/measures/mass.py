@@ -21,13 +21,13 @@ from bindscope.schema import Column
     null="windows",
     group="binding",
     columns=[
-        Column("eb_star_mass", "number", "EB* built from mass instead of BSI", SHARE, (0, 1)),
+        Column("eb_star_mass", "number", "EB* built from mass instead of BSI", unit=SHARE, range=(0, 1)),
         Column(
             "mass",
             "list of numbers",
             "attention of a token of the term to the term's earlier tokens, mean over tokens",
-            SHARE,
-            (0, 1),
+            unit=SHARE,
+            range=(0, 1),
             shape="layers x heads",
         ),
     ],

@@ -18,9 +18,9 @@ from bindscope.schema import Column
             "previous_token_score",
             "number",
             "mean attention to the previous token on neutral text",
-            "share of attention",
-            (0, 1),
-            "Olsson et al. 2022",
+            unit="share of attention",
+            range=(0, 1),
+            source="Olsson et al. 2022",
         )
     ],
 )

@@ -72,16 +72,25 @@ def _columns() -> Iterator[Column]:
     yield Column("gold", "integer", "index of the right choice", range=(0, None))
     yield Column("choices", "list of text", "the choices in their order")
     yield Column(
-        "logprob", "list of numbers", "log P of each choice after the prompt", "nats", (None, 0), shape="choices"
+        "logprob",
+        "list of numbers",
+        "log P of each choice after the prompt",
+        unit="nats",
+        range=(None, 0),
+        shape="choices",
     )
-    yield Column("choice_tokens", "list of integers", "length of each choice", "tokens", (1, None), shape="choices")
-    yield Column("choice_bytes", "list of integers", "length of each choice", "bytes", (1, None), shape="choices")
+    yield Column(
+        "choice_tokens", "list of integers", "length of each choice", unit="tokens", range=(1, None), shape="choices"
+    )
+    yield Column(
+        "choice_bytes", "list of integers", "length of each choice", unit="bytes", range=(1, None), shape="choices"
+    )
     yield Column(
         "unconditional",
         "list of numbers",
         "log P of each choice after a neutral premise",
-        "nats",
-        (None, 0),
+        unit="nats",
+        range=(None, 0),
         shape="choices",
     )
     for name in SCORES:
@@ -89,7 +98,9 @@ def _columns() -> Iterator[Column]:
             f"predicted_{name}", "integer", f"index of the choice with the highest score {name}", range=(0, None)
         )
         yield Column(f"correct_{name}", "yes/no", f"whether that is the right one, score {name}")
-        yield Column(f"margin_{name}", "number", f"score {name} of the right choice less the best other", _UNITS[name])
+        yield Column(
+            f"margin_{name}", "number", f"score {name} of the right choice less the best other", unit=_UNITS[name]
+        )
 
 
 @choice_measure(columns=tuple(_columns()), value="margin_per_token", title="Margin", group="recognition")

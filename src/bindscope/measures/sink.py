@@ -24,7 +24,13 @@ _LEAST_REST = 1e-4
     null=None,
     group="binding",
     columns=[
-        Column("sink_mass", "number", "mean over the term's tokens of A[s_i, 0], best head of EB*", SHARE, (0, 1)),
+        Column(
+            "sink_mass",
+            "number",
+            "mean over the term's tokens of A[s_i, 0], best head of EB*",
+            unit=SHARE,
+            range=(0, 1),
+        ),
         Column(
             "bsi_sinkless",
             "number",
@@ -33,7 +39,14 @@ _LEAST_REST = 1e-4
             missing="sinkless_reason",
         ),
         Column("sinkless_reason", "text", "why bsi_sinkless is missing", missing="bsi_sinkless has a value"),
-        Column("sink", "list of numbers", "mean of A[s_i, 0] of every head", SHARE, (0, 1), shape="layers x heads"),
+        Column(
+            "sink",
+            "list of numbers",
+            "mean of A[s_i, 0] of every head",
+            unit=SHARE,
+            range=(0, 1),
+            shape="layers x heads",
+        ),
     ],
 )
 def sink(view: SpanView) -> Values:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindscope.engine.data import TextData
-from bindscope.engine.prepare import TokenizedPrompt
 from bindscope.errors import MeasureError
 from bindscope.measures.base import SpanMeasure, Values
 from bindscope.measures.nulls import NewWindows, Pool, WindowNull
@@ -21,6 +20,8 @@ from bindscope.schema import PROMPTS, Column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from bindscope.engine.prepare import TokenizedPrompt
 
 #: Numbers that a window null may hold at a time: L x H x pairs x windows.
 _MAX_NUMBERS = 1 << 23
@@ -172,7 +173,10 @@ def _check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
         what = "did not return" if odd[0] in names else "returned"
         raise MeasureError(f"it {what} the column {odd[0]!r}; it declares {', '.join(names)}")
     for column in measure.columns:
-        shape = np.shape(np.asarray(values[column.name], dtype=object if column.type == "text" else None))
+        given = np.asarray(values[column.name], dtype=object if "text" in column.type else None)
+        if "text" not in column.type and given.dtype.kind not in "biuf":
+            raise MeasureError(f"the column {column.name!r} holds {given.dtype}; it is declared as {column.type}")
+        shape = given.shape
         dimensions = 1 if not column.type.startswith("list") else 3 if "lists" in column.type else 2
         fits = shape[:1] == (n,) and (len(shape) == 1) == (dimensions == 1)
         if not fits:

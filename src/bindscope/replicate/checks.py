@@ -36,14 +36,16 @@ def checks(data: Published) -> pd.DataFrame:
 def _check(what: str, rows: pd.DataFrame, holds: pd.Series | list[bool], note: str = "") -> Check:
     good = np.asarray(holds, dtype=bool)
     if not len(good):
-        return Check(what, 0, 0, "not computable", note or "no such records in the folder")
+        return Check(check=what, n=0, agree=0, verdict="not computable", detail=note or "no such records in the folder")
     bad = rows[~good]
     named = [c for c in ("size", "model", "checkpoint", "task", "term", "prompt_id", "name") if c in rows]
     named = [c for c in named if not (c == "model" and "size" in named)]
     first = ["; ".join(" ".join(map(str, values)) for values in bad[named].head(3).itertuples(index=False))]
     more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
     detail = " ".join([*first, *more, note]).strip()
-    return Check(what, len(good), int(good.sum()), "match" if good.all() else "mismatch", detail)
+    return Check(
+        check=what, n=len(good), agree=int(good.sum()), verdict="match" if good.all() else "mismatch", detail=detail
+    )
 
 
 def _binding(data: Published) -> Iterator[Check]:
@@ -93,7 +95,13 @@ def _behavior(data: Published) -> Iterator[Check]:
     n = max(len(data.binding), len(rows))
     whole = "match" if n == joined else "mismatch"
     detail = "" if n == joined else f"{len(data.binding)} binding and {len(rows)} behavior records"
-    yield Check("every record of binding has one of behavior", n, joined, whole if n else "not computable", detail)
+    yield Check(
+        check="every record of binding has one of behavior",
+        n=n,
+        agree=joined,
+        verdict=whole if n else "not computable",
+        detail=detail,
+    )
 
 
 def gold(data: Published) -> pd.DataFrame:
@@ -135,10 +143,16 @@ def _few_shot(data: Published) -> Iterator[Check]:
     made = data.behavior[data.behavior["task"] == "generation"][
         ["size", "checkpoint", "term", "prompt_template", "score"]
     ].drop_duplicates()
-    both = zero.merge(
-        made, left_on=["size", "checkpoint", "term", "template"],
-        right_on=["size", "checkpoint", "term", "prompt_template"], suffixes=("", "_behavior"),
-    ) if len(zero) and len(made) else zero.iloc[:0].assign(score_behavior=0.0)  # fmt: skip
+    both = (
+        zero.merge(
+            made,
+            left_on=["size", "checkpoint", "term", "template"],
+            right_on=["size", "checkpoint", "term", "prompt_template"],
+            suffixes=("", "_behavior"),
+        )
+        if len(zero) and len(made)
+        else zero.iloc[:0].assign(score_behavior=0.0)
+    )
     yield _check("zero-shot scores equal the behavior records'", both, both["score"] == both["score_behavior"])
     one = data.few_shot[data.few_shot["shots"] == 1]
     if data.prompts.empty:

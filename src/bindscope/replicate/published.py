@@ -115,20 +115,20 @@ def read(folder: Path) -> Published:
     few, few_stored = _few_shot(found[FewShot])
     cells, stored = _ablation([*found[Ablation], *found[FlatAblation]], skipped)
     return Published(
-        _once(_frame(Binding, found), _KEY, skipped),
-        _once(_frame(Behavior, found), _KEY, skipped),
-        _frame(Prompt, found),
-        _once(_frame(Summary, found), ["model", "checkpoint"], skipped),
-        _frame(TermPair, found),
-        _once(_frame(Lead, found), ["file", "model", "term"], skipped),
-        _once(_frame(Decoupling, found), ["file", "model", "term"], skipped),
-        _once(_frame(Control, found), ["model", "checkpoint", "term", "control_group"], skipped),
-        _frame(Tokenization, found),
-        _once(few, ["model", "checkpoint", "items", "shots", "term", "prompt_id", "template"], skipped),
-        few_stored,
-        _once(cells, ["model", "checkpoint", "items", "task", "condition", "trial"], skipped),
-        stored,
-        tuple(skipped),
+        binding=_once(_frame(Binding, found), _KEY, skipped),
+        behavior=_once(_frame(Behavior, found), _KEY, skipped),
+        prompts=_frame(Prompt, found),
+        summary=_once(_frame(Summary, found), ["model", "checkpoint"], skipped),
+        terms=_frame(TermPair, found),
+        lead=_once(_frame(Lead, found), ["file", "model", "term"], skipped),
+        decoupling=_once(_frame(Decoupling, found), ["file", "model", "term"], skipped),
+        controls=_once(_frame(Control, found), ["model", "checkpoint", "term", "control_group"], skipped),
+        tokenization=_frame(Tokenization, found),
+        few_shot=_once(few, ["model", "checkpoint", "items", "shots", "term", "prompt_id", "template"], skipped),
+        few_shot_stored=few_stored,
+        ablation=_once(cells, ["model", "checkpoint", "items", "task", "condition", "trial"], skipped),
+        ablation_stored=stored,
+        skipped=tuple(skipped),
     )
 
 

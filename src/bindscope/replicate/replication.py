@@ -104,8 +104,10 @@ def _length_shows(length: pd.DataFrame, constants: pd.DataFrame) -> str:
             continue
         said.append(
             f"{row['size']} {row['checkpoint']}: EB* of {row['terms']} control terms falls with their token count, rho "
-            f"{row['rho']:+.2f}." if row["rho"] < 0 else f"{row['size']} {row['checkpoint']}: rho {row['rho']:+.2f}."
-        )  # fmt: skip
+            f"{row['rho']:+.2f}."
+            if row["rho"] < 0
+            else f"{row['size']} {row['checkpoint']}: rho {row['rho']:+.2f}."
+        )
         if not pd.isna(row["two_token"]) and not pd.isna(row["real_two_token"]):
             said.append(
                 f"Those of two tokens average {row['two_token']:.2f}, real terms of two tokens "
@@ -123,9 +125,11 @@ def _answers_show(answers: pd.DataFrame) -> str:
         return "No recognition records with predictions and a prompt file with answers."
     whole = answers[answers["checkpoint"] == "all"]
     if (whole["guesser"] < 1).any():
-        return "Always choosing A scores " + ", ".join(
-            f"{row['guesser']:.2f} in {row['set']} {row['size']}" for row in whole.to_dict("records")
-        ) + "."  # fmt: skip
+        return (
+            "Always choosing A scores "
+            + ", ".join(f"{row['guesser']:.2f} in {row['set']} {row['size']}" for row in whole.to_dict("records"))
+            + "."
+        )
     rates = ", ".join(f"{row['accuracy']:.2f} ({row['set']} {row['size']})" for row in whole.to_dict("records"))
     return (
         "The answer is option A in every item: always choosing A scores 1.00, and accuracy is the same number as the "

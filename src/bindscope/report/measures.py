@@ -123,5 +123,11 @@ def _cells(row: dict[Any, Any], r: dict[str, Any]) -> list[str]:
 
 
 def _named(r: dict[str, Any]) -> dict[str, Any]:
-    return {"r": r.get("r"), "r_low": r.get("low"), "r_high": r.get("high"), "p": r.get("p"), "r_n": r.get("n"),
-            "reason": r.get("reason")}  # fmt: skip
+    return {
+        "r": r.get("r"),
+        "r_low": r.get("low"),
+        "r_high": r.get("high"),
+        "p": r.get("p"),
+        "r_n": r.get("n"),
+        "reason": r.get("reason"),
+    }

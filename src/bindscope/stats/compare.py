@@ -67,12 +67,12 @@ def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Welch:
     found = stats.ttest_ind(x, y, equal_var=False)
     low, high = found.confidence_interval(level)
     return Welch(
-        float(found.statistic),
-        float(found.df),
-        float(found.pvalue),
-        float(x.mean() - y.mean()),
-        float(low),
-        float(high),
+        t=float(found.statistic),
+        df=float(found.df),
+        p=float(found.pvalue),
+        difference=float(x.mean() - y.mean()),
+        low=float(low),
+        high=float(high),
     )
 
 
@@ -109,7 +109,7 @@ def stratified_difference(
     without = _matched(sums.sum(0) - sums, counts.sum(0) - counts)
     _, low, high, p = jackknife(value, without, level)
     unmatched = tuple(str(name) for name in names[~matched])
-    return Stratified(value, low, high, p, int(kept.sum()), len(who), unmatched)
+    return Stratified(value=value, low=low, high=high, p=p, n=int(kept.sum()), clusters=len(who), unmatched=unmatched)
 
 
 def _matched(sums: Floats, counts: Floats) -> Floats:
@@ -181,4 +181,4 @@ def paired_difference(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, level:
     without = (difference.sum() - sums) / (len(x) - counts)
     value = float(difference.mean())
     _, low, high, p = jackknife(value, without, level)
-    return Clustered(value, low, high, p, len(x), len(names))
+    return Clustered(value=value, low=low, high=high, p=p, n=len(x), clusters=len(names))

@@ -192,7 +192,7 @@ def clustered_spearman(
     low, high = np.quantile(kept, [tail, 1 - tail])
     beyond = min(0.5, (min((kept <= 1e-12).sum(), (kept >= -1e-12).sum()) + 1) / (len(kept) + 1))
     p = float(2 * stats.t.cdf(stats.norm.ppf(beyond) * np.sqrt((g - 1) / g), g - 1))
-    return Clustered(rho, float(low), float(high), p, len(a), g)
+    return Clustered(value=rho, low=float(low), high=float(high), p=p, n=len(a), clusters=g)
 
 
 def _rho(x: Floats, y: Floats, weights: Floats, blocks: list[NDArray[np.intp]]) -> Floats:
@@ -243,7 +243,7 @@ def repeated_measures(x: ArrayLike, y: ArrayLike, subjects: ArrayLike, *, level:
         if dof > 1:
             half = float(stats.norm.ppf((1 + level) / 2)) / np.sqrt(dof - 1)
             low, high = (float(np.tanh(np.arctanh(r) + sign * half)) for sign in (-1, 1))
-    return Repeated(r, low, high, p, dof, len(a), len(names))
+    return Repeated(r=r, low=low, high=high, p=p, dof=dof, n=len(a), clusters=len(names))
 
 
 def clustered_repeated(
@@ -268,7 +268,7 @@ def clustered_repeated(
             "x or y does not vary once subjects" + (" and `within` are" if within is not None else " are") + " removed"
         )
     _, low, high, p = jackknife(r, _within(each.sum(0) - each), level, fisher=True)
-    return Clustered(r, low, high, p, len(a), len(names))
+    return Clustered(value=r, low=low, high=high, p=p, n=len(a), clusters=len(names))
 
 
 def _centred(table: Floats, index: NDArray[np.intp]) -> Floats:
@@ -325,7 +325,19 @@ def mixed_slope(y: ArrayLike, x: ArrayLike, checkpoint: ArrayLike, term: ArrayLi
     se, low, high, p = jackknife(value, without, level)
     se_model = float(np.sqrt(residual * np.linalg.inv(each.sum(0)[:-1, :-1])[0, 0]))
     p_model = float(2 * stats.norm.sf(abs(value) / se_model))
-    return Slope(value, se, low, high, p, se_model, p_model, between**0.5, residual**0.5, len(out), len(names))
+    return Slope(
+        slope=value,
+        se=se,
+        low=low,
+        high=high,
+        p=p,
+        se_model=se_model,
+        p_model=p_model,
+        term_sd=between**0.5,
+        residual_sd=residual**0.5,
+        n=len(out),
+        clusters=len(names),
+    )
 
 
 def fitted(y: Floats, design: Floats, **model: Any) -> Any:

@@ -92,7 +92,14 @@ def turnbull(left: ArrayLike, right: ArrayLike, *, tolerance: float = 1e-8, roun
         raise RuntimeError(f"no convergence in {rounds} rounds: a slope is still {excess:g} above 1")
     half = int(np.argmax(np.cumsum(mass) >= 0.5 - 1e-6))
     lefts, rights = ends[inner], ends[inner + 1]
-    return Survival(lefts, rights, mass, float(lefts[half]), float(rights[half]), len(low))
+    return Survival(
+        left=lefts,
+        right=rights,
+        mass=mass,
+        median_left=float(lefts[half]),
+        median_right=float(rights[half]),
+        n=len(low),
+    )
 
 
 def _newton(inside: Floats, slopes: Floats, mass: Floats) -> Floats:
@@ -125,7 +132,7 @@ def paired_emergence(
     earlier, later = int((y <= u).sum()), int((v <= x).sum())
     decided = earlier + later
     p = binomial_p(earlier, decided, alternative="two-sided") if decided else None
-    return Order(earlier, later, len(x) - decided, p, len(x))
+    return Order(earlier=earlier, later=later, undecided=len(x) - decided, p=p, n=len(x))
 
 
 def _intervals(left_name: str, left: ArrayLike, right_name: str, right: ArrayLike) -> tuple[Floats, Floats]:

@@ -101,7 +101,16 @@ def lead_lag(eb: ArrayLike, beh: ArrayLike, *, level: float = 0.95) -> LeadLag:
         raise Undefined(f"in each of {len(kept)} terms EB or behavior is constant over the lagged checkpoints")
     leads, ties = int((first > second).sum()), int((first == second).sum())
     share = wilson(leads, n, level=level)
-    return LeadLag(share.value, share.low, share.high, binomial_p(leads, n), n, leads, ties, len(kept) - n)
+    return LeadLag(
+        fraction=share.value,
+        low=share.low,
+        high=share.high,
+        p=binomial_p(leads, n),
+        n=n,
+        leads=leads,
+        ties=ties,
+        constant=len(kept) - n,
+    )
 
 
 def swap_test(eb: Sequence[ArrayLike], beh: Sequence[ArrayLike], *, draws: int = 65_536, seed: int = 0) -> SwapTest:
@@ -130,7 +139,7 @@ def swap_test(eb: Sequence[ArrayLike], beh: Sequence[ArrayLike], *, draws: int =
     else:
         signs = 1 - 2 * np.random.default_rng(seed).integers(0, 2, (draws, runs))
         p, least = permutation_p(observed, (signs @ size) / runs), 1 / (draws + 1)
-    return SwapTest(observed, p, runs, least, tuple(each))
+    return SwapTest(value=observed, p=p, runs=runs, least_p=least, per_run=tuple(each))
 
 
 def surrogate_null(eb: ArrayLike, beh: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Surrogate:
@@ -165,9 +174,17 @@ def surrogate_null(eb: ArrayLike, beh: ArrayLike, *, draws: int = 2000, seed: in
     low, high = np.quantile(null, [0.025, 0.975])
     p = permutation_p(seen.fraction, null)
     return Surrogate(
-        seen.fraction, p, float(null.mean()), float(low), float(high),
-        (phis[0], phis[1]), (shares[0], shares[1]), seen.n, seen.constant, draws,
-    )  # fmt: skip
+        fraction=seen.fraction,
+        p=p,
+        null_mean=float(null.mean()),
+        null_low=float(low),
+        null_high=float(high),
+        phi=(phis[0], phis[1]),
+        shared=(shares[0], shares[1]),
+        n=seen.n,
+        constant=seen.constant,
+        draws=draws,
+    )
 
 
 def _trends(both: Floats) -> tuple[Floats, Floats]:

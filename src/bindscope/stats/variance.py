@@ -63,12 +63,12 @@ def icc(values: ArrayLike, group: ArrayLike, *, level: float = 0.95) -> Intracla
     size = float((n - (counts**2).sum() / n) / (k - 1))
     value = (between - inside) / (between + (size - 1) * inside)
     if inside <= 1e-24 * between:
-        return Intraclass(1.0, 1.0, 1.0, float("inf"), 0.0, n, k)
+        return Intraclass(value=1.0, low=1.0, high=1.0, f=float("inf"), p=0.0, n=n, clusters=k)
     f = between / inside
     tail = (1 + level) / 2
     ends = f / stats.f.ppf(tail, k - 1, n - k), f * stats.f.ppf(tail, n - k, k - 1)
     low, high = (float((end - 1) / (end + size - 1)) for end in ends)
-    return Intraclass(value, low, high, f, float(stats.f.sf(f, k - 1, n - k)), n, k)
+    return Intraclass(value=value, low=low, high=high, f=f, p=float(stats.f.sf(f, k - 1, n - k)), n=n, clusters=k)
 
 
 def cv(values: ArrayLike, group: ArrayLike) -> Variation:
@@ -129,4 +129,6 @@ def components(values: ArrayLike, factors: Mapping[str, ArrayLike]) -> Component
     total = sum(found.values())
     share = {name: variance / total for name, variance in found.items()}
     at_zero = tuple(name for name in split if share[name] < 1e-5)
-    return Components(found, share, float(fit.params[0]) * scale + float(x.mean()), at_zero, len(x))
+    return Components(
+        variance=found, share=share, mean=float(fit.params[0]) * scale + float(x.mean()), at_zero=at_zero, n=len(x)
+    )

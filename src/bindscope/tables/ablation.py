@@ -16,8 +16,10 @@ _PLACE = ["suite", "revision", "step"]
 _CONDITION = ["ranking", "mode", "k"]
 #: Outcome, the task whose prompts it is of, and its column.
 OUTCOMES = (
-    ("accuracy", "recognition", "score"), ("margin", "recognition", "margin"), ("generation", "generation", "score"),
-)  # fmt: skip
+    ("accuracy", "recognition", "score"),
+    ("margin", "recognition", "margin"),
+    ("generation", "generation", "score"),
+)
 #: At or above this baseline accuracy the questions leave nothing to see; at or below chance plus this, nothing to lose.
 CEILING, ABOVE_CHANCE = 0.95, 0.05
 #: A specificity inside these bounds (90% interval) is called no effect: accuracy, and margin in nats per token.
@@ -100,10 +102,17 @@ def dose(drops: pd.DataFrame) -> pd.DataFrame:
     for key, part in drops.groupby(keys, sort=False, dropna=False) if not drops.empty else ():
         by = {name: cell["drop"].to_numpy() for name, cell in part.groupby("set")}
         low, high = np.quantile(by["random"], [0.025, 0.975])
-        rows.append(dict(zip(keys, key, strict=True)) | {
-            "top": by["top"][0], "bottom": by["bottom"][0], "random": float(by["random"].mean()),
-            "random_low": float(low), "random_high": float(high), "sets": len(by["random"]),
-        })  # fmt: skip
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "top": by["top"][0],
+                "bottom": by["bottom"][0],
+                "random": float(by["random"].mean()),
+                "random_low": float(low),
+                "random_high": float(high),
+                "sets": len(by["random"]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -131,13 +140,20 @@ def _effect(values: _Values, outcome: str, chance: float, alpha: float) -> dict[
     drops = base.mean() - random.mean(1)
     drop = float(base.mean() - top.mean())
     row: dict[str, Any] = {
-        "prompts": len(base), "random_sets": len(random), "baseline": float(base.mean()), "top": float(top.mean()),
-        "bottom": float(bottom.mean()), "random": float(random.mean()),
+        "prompts": len(base),
+        "random_sets": len(random),
+        "baseline": float(base.mean()),
+        "top": float(top.mean()),
+        "bottom": float(bottom.mean()),
+        "random": float(random.mean()),
         "random_sd": float(drops.std(ddof=1)) if len(drops) > 1 else None,
-        "drop_top": drop, "drop_bottom": float(base.mean() - bottom.mean()), "drop_random": float(drops.mean()),
-        "specificity": drop - float(drops.mean()), "p": permutation_p(drop, drops),
+        "drop_top": drop,
+        "drop_bottom": float(base.mean() - bottom.mean()),
+        "drop_random": float(drops.mean()),
+        "specificity": drop - float(drops.mean()),
+        "p": permutation_p(drop, drops),
         "p_less": permutation_p(drop, drops, "less"),
-    }  # fmt: skip
+    }
     try:
         wide = paired_difference(random.mean(0), top, terms)
         narrow = paired_difference(random.mean(0), top, terms, level=0.90)

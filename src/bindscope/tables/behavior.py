@@ -21,12 +21,12 @@ def behavior(recognition: pd.DataFrame, generation: pd.DataFrame) -> pd.DataFram
     """
     keys = [*_PLACE, "term"]
     parts = []
-    for frame, column, name in (
-        (recognition, "correct_per_token", "recognition"), (generation, "score", "generation")
-    ):  # fmt: skip
-        means = pd.DataFrame(columns=[*keys, name]) if frame.empty else (
-            frame.groupby(keys, sort=False, dropna=False)[column].mean().rename(name).reset_index()
-        )  # fmt: skip
+    for frame, column, name in ((recognition, "correct_per_token", "recognition"), (generation, "score", "generation")):
+        means = (
+            pd.DataFrame(columns=[*keys, name])
+            if frame.empty
+            else (frame.groupby(keys, sort=False, dropna=False)[column].mean().rename(name).reset_index())
+        )
         parts.append(means)
     kept = [part for part in parts if not part.empty]
     if not kept:
@@ -56,14 +56,16 @@ def positions(recognition: pd.DataFrame) -> pd.DataFrame:
     for place, part in shown.groupby(_PLACE, sort=False, dropna=False):
         for position in range(int(part["choices"].map(len).max())):
             here = part[part["gold"] == position]
-            rows.append({
-                **dict(zip(_PLACE, place, strict=True)),
-                "position": _LETTERS[position] if position < len(_LETTERS) else str(position + 1),
-                "n": len(here),
-                "accuracy": float(here["correct_per_token"].mean()) if len(here) else np.nan,
-                "chosen": float((part["predicted_per_token"] == position).mean()),
-                "places": int(part["choices"].map(len).max()),
-            })  # fmt: skip
+            rows.append(
+                {
+                    **dict(zip(_PLACE, place, strict=True)),
+                    "position": _LETTERS[position] if position < len(_LETTERS) else str(position + 1),
+                    "n": len(here),
+                    "accuracy": float(here["correct_per_token"].mean()) if len(here) else np.nan,
+                    "chosen": float((part["predicted_per_token"] == position).mean()),
+                    "places": int(part["choices"].map(len).max()),
+                }
+            )
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -74,15 +76,17 @@ def scoring(recognition: pd.DataFrame) -> pd.DataFrame:
         for place, part in recognition.groupby([*_PLACE, "format"], sort=False, dropna=False):
             for score in ("per_token", "raw", "per_byte", "pmi"):
                 found = cluster_mean(part[f"correct_{score}"].astype(float), part["term"])
-                rows.append({
-                    **dict(zip([*_PLACE, "format"], place, strict=True)),
-                    "score": score,
-                    "n": len(part),
-                    "accuracy": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "margin": float(part[f"margin_{score}"].mean()),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        **dict(zip([*_PLACE, "format"], place, strict=True)),
+                        "score": score,
+                        "n": len(part),
+                        "accuracy": found.mean,
+                        "low": found.low,
+                        "high": found.high,
+                        "margin": float(part[f"margin_{score}"].mean()),
+                    }
+                )
     columns = [*_PLACE, "format", "score", "n", "accuracy", "low", "high", "margin"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -9,8 +9,21 @@ from bindscope.errors import StoreError
 
 #: Measured columns of a prompt that go into claims.
 _BINDING = ["eb_star", "eb_star_mass", "excess", "position_excess", "k", "n_tokens", "eb_per_layer"]
-_COLUMNS = ["suite", "revision", "step", "t", "term", "question", "task", "kind", *_BINDING, "accuracy", "margin",
-            "behavior", "chance"]  # fmt: skip
+_COLUMNS = [
+    "suite",
+    "revision",
+    "step",
+    "t",
+    "term",
+    "question",
+    "task",
+    "kind",
+    *_BINDING,
+    "accuracy",
+    "margin",
+    "behavior",
+    "chance",
+]
 
 
 def own_prompts(binding: pd.DataFrame) -> pd.DataFrame:

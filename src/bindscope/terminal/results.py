@@ -205,8 +205,15 @@ def compared(page: Path, found: Changes) -> None:
             table.add_column(name, justify="left" if name == "quantity" else "right")
         for row in last.to_dict("records"):
             interval = "-" if pd.isna(row["low"]) else f"{row['low']:+.3f} {row['high']:+.3f}"
-            table.add_row(row["quantity"], _number(row["first"]), _number(row["second"]), f"{row['difference']:+.3f}",
-                          interval, chance(row["p"]).removeprefix("p ").removeprefix("= "), str(row["n"]))  # fmt: skip
+            table.add_row(
+                row["quantity"],
+                _number(row["first"]),
+                _number(row["second"]),
+                f"{row['difference']:+.3f}",
+                interval,
+                chance(row["p"]).removeprefix("p ").removeprefix("= "),
+                str(row["n"]),
+            )
         _OUT.print(table)
     _OUT.print("difference: first less second, paired by prompt; interval: jackknife over terms.")
     _OUT.print(f"All checkpoints and terms: {page.resolve()}", markup=False, soft_wrap=True)
