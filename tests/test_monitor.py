@@ -252,8 +252,7 @@ def test_training_is_the_same_to_the_bit(tmp_path: Path, words: PreTrainedTokeni
 
     # The saved checkpoint, measured as any other, gives the same numbers.
     saved = next(ref for ref in suite(str(tmp_path / "watched")).checkpoints if ref.step == 4)
-    results, _ = measure(load(saved), monitor._prompts, monitor._protocol)
-    again = pd.DataFrame(dict(results[0].columns))
+    again = measuring.tables(load(saved), monitor._request.prompts, monitor._protocol)["binding"]
     stored = Store(tmp_path / "out", create=False).read("binding")
     np.testing.assert_array_equal(stored.loc[stored["step"] == 4, "eb_star"].to_numpy(float), again["eb_star"])
     assert main(["report", str(tmp_path / "out")]) == 0

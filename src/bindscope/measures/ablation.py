@@ -360,6 +360,7 @@ ablation = Procedure(
     columns=_TABLE.columns,
     value="score",
     title=_TABLE.title,
+    implies=("recognition",),
     stored=(_TABLE, _SETS),
     count=_count,
 )

@@ -45,6 +45,7 @@ class Measure:
     title: how that value is called in figures and tables
     group: measures of one group are asked for by its name ("binding")
     version: part of every key; raise it when the numbers change
+    implies: measures that are measured with it, since its numbers are read beside theirs
     """
 
     name: str
@@ -55,6 +56,7 @@ class Measure:
     by_layer: str = ""
     group: str = ""
     version: int = 1
+    implies: tuple[str, ...] = ()
 
     #: Whether it runs passes of its own, beside the one that measures share.
     own_pass = False
@@ -215,12 +217,10 @@ class CompletionMeasure(Measure):
 
     sampling: how tokens are chosen, one completion for each
     shots: what may stand in front of the opening
-    implies: measures that are measured with it
     """
 
     sampling: tuple[Sampling, ...] = (Sampling(),)
     shots: tuple[Shot, ...] = ("zero",)
-    implies: tuple[str, ...] = ()
 
     own_pass = True
 

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 
 from bindscope import measures as package
 from bindscope.errors import BindscopeError, RequestError, UnknownName
-from bindscope.measures.base import CompletionMeasure, Measure
+from bindscope.measures.base import Measure
 from bindscope.schema import PROMPTS, Table
 
 GROUP = "bindscope.measures"
@@ -88,7 +88,7 @@ def chosen(asked: Sequence[str], more: Iterable[Measure] = ()) -> tuple[dict[str
         found |= {m.name: m for m in members}
     for measure in more:
         _add(found, checked(measure, "what was handed over"), known)
-    implied = [name for m in found.values() if isinstance(m, CompletionMeasure) for name in m.implies]
+    implied = [name for m in found.values() for name in m.implies]
     return found | {name: known[name] for name in implied if name not in found}, faults
 
 

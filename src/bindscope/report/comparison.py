@@ -71,7 +71,7 @@ def _made(first: Store, second: Store) -> Iterator[str]:
 def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
     done = [u for u in store.read_run().units if u.status == "done"]
     return {
-        (u.checkpoint.suite, u.checkpoint.place): store.provenance(u.checkpoint, "binding", u.keys["binding"])
+        (u.checkpoint.suite, u.checkpoint.place): store.provenance(u.checkpoint, *next(iter(u.keys.items())))
         for u in done
     }
 
