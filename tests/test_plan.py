@@ -183,7 +183,8 @@ def test_a_plan_on_the_screen_and_as_json(
     assert found["seconds"] is None
     assert main(["plan", str(tmp_path / "s.yaml"), "--protocol", "published"]) == 0
     shown = capsys.readouterr().out
-    for part in ("15 units: 3 checkpoints x binding", "5 recognition", "free in", "Missing of a: time: none"):
+    units = f"{3 * len(sweeps.stored(*MEASURES))} units: 3 checkpoints x prompts, "
+    for part in (units.strip(), "5 recognition", "free in", "Missing of a: time: none"):
         assert part in " ".join(shown.split())
     assert max(map(len, shown.split("free in")[0].splitlines())) <= 80
     assert main(["plan", "nothing"]) == 2
