@@ -25,7 +25,7 @@ import torch
 from byte_pairs import trained_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer_by_name
 from bindscope.engine import conditions
 from bindscope.engine.attention import during, hooked
 from bindscope.engine.capture import TextInput
@@ -73,7 +73,7 @@ def questions(words: str) -> tuple[list[TextInput], str]:
             asked.setdefault(prompt.term, []).append(prompt)
     chosen = [mine[n % len(mine)] for n, mine in enumerate(asked.values())]
     there = Path(words).is_file()
-    tok = tokenizer(words) if there else trained_tokenizer([p.text for p in chosen], 4000)
+    tok = tokenizer_by_name(words) if there else trained_tokenizer([p.text for p in chosen], 4000)
     rows = []
     for prompt in chosen:
         encoded = encode(tok, prompt.text, "off")

@@ -316,7 +316,8 @@ def _monitor(found: Mapping[str, Any]) -> str:
     for name, run in found["runs"].items():
         seconds = f"{run['step']:.3f} | {run['measurement']:.2f} | {run['share']:.2%}"
         rows.append(f" {name} | {run['parameters']:,} | {run['tokens']:,} | {seconds} ")
-    about = f"A measurement every 500 steps at pilot-3, all else by default, target at most 2% of the training. {_when(found)}"
+    about = "A measurement every 500 steps at pilot-3, all else by default, target at most 2% of the training. "
+    about += _when(found)
     head = " model | parameters | tokens a step | seconds a step | seconds a measurement | share of 500 steps "
     return _section("Watching a training run", about, head, "---|---:|---:|---:|---:|---:", rows)
 

@@ -69,10 +69,11 @@ def _made(first: Store, second: Store) -> Iterator[str]:
 
 
 def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
-    done = [u for u in store.read_run().units if u.status == "done"]
+    """Suite and place of each measured checkpoint -> how the first of its tables was made."""
     return {
-        (u.checkpoint.suite, u.checkpoint.place): store.provenance(u.checkpoint, "binding", u.keys["binding"])
-        for u in done
+        (u.checkpoint.suite, u.checkpoint.place): store.provenance(u.checkpoint, *next(iter(u.keys.items())))
+        for u in store.read_run().units
+        if u.status == "done" and u.keys
     }
 
 
