@@ -22,20 +22,21 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from bindscope.engine.forward import Row, pack
-from bindscope.engine.layers import layers
-from bindscope.measures.ranking import sets
 from byte_pairs import trained_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from bindscope.checkpoints.tokenizer import tokenizer
+from bindscope.checkpoints.tokenizer import tokenizer_by_name
 from bindscope.engine import conditions
 from bindscope.engine.attention import during, hooked
-from bindscope.engine.edits import Head, mask, replacing
+from bindscope.engine.capture import TextInput
+from bindscope.engine.edits import mask, replacing
+from bindscope.engine.passes import pack
+from bindscope.engine.trunk import layers
+from bindscope.measures.head_sets import sets
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
 from bindscope.prompts.spans import continuation, encode
-from bindscope.records import Ablation, Prompt
+from bindscope.records import Ablation, Head, Prompt
 
 LAYERS, PARTS = 12, 8
 #: Where the four top heads sit: two in each of two layers.
@@ -64,7 +65,7 @@ def shaped(name: str) -> PreTrainedModel:
     return model
 
 
-def questions(words: str) -> tuple[list[Row], str]:
+def questions(words: str) -> tuple[list[TextInput], str]:
     """One listed question for each of the 41 terms, its kind another from term to term; and which tokenizer."""
     asked: dict[str, list[Prompt]] = {}
     for prompt in build(library().select("a11y-41"), "listed", "given"):
@@ -72,11 +73,11 @@ def questions(words: str) -> tuple[list[Row], str]:
             asked.setdefault(prompt.term, []).append(prompt)
     chosen = [mine[n % len(mine)] for n, mine in enumerate(asked.values())]
     there = Path(words).is_file()
-    tok = tokenizer(words) if there else trained_tokenizer([p.text for p in chosen], 4000)
+    tok = tokenizer_by_name(words) if there else trained_tokenizer([p.text for p in chosen], 4000)
     rows = []
     for prompt in chosen:
         encoded = encode(tok, prompt.text, "off")
-        rows.append(Row(encoded.ids, tuple(continuation(tok, encoded, choice) for choice in prompt.choices)))
+        rows.append(TextInput(encoded.ids, tuple(continuation(tok, encoded, choice) for choice in prompt.choices)))
     return rows, Path(words).parent.name if there else "trained on the questions"
 
 
@@ -88,7 +89,7 @@ def drawn(place: tuple[int, int], n: int) -> list[tuple[Head, ...]]:
 
 
 @torch.inference_mode()
-def naive(model: PreTrainedModel, rows: list[Row], heads: tuple[Head, ...]) -> list[conditions.Logs]:
+def naive(model: PreTrainedModel, rows: list[TextInput], heads: tuple[Head, ...]) -> list[conditions.Logs]:
     """One condition: set the edit, one plain forward pass per prompt and choice."""
     out = []
     with during(edit=replacing(mask([heads], 1, 12, model.device), None)):
@@ -106,7 +107,7 @@ def largest(a: list[conditions.Logs], b: list[conditions.Logs]) -> float:
     return max(float(np.abs(x - y).max()) for i, j in zip(a, b, strict=True) for x, y in zip(i, j, strict=True))
 
 
-def share(model: PreTrainedModel, rows: list[Row], lowest: int) -> tuple[float, float]:
+def share(model: PreTrainedModel, rows: list[TextInput], lowest: int) -> tuple[float, float]:
     """The least work of a condition as a share of the naive loop's: in the layers alone, and with the vocabulary, whose
     part cannot be shared (a multiplication per weight and token; attention scores, below 3%, are left out)."""
     _, plain, packed, reads = counts(rows)
@@ -117,7 +118,7 @@ def share(model: PreTrainedModel, rows: list[Row], lowest: int) -> tuple[float, 
     return above / (LAYERS * layer * plain), (above + reads * vocabulary) / whole
 
 
-def counts(rows: list[Row]) -> tuple[int, int, int, int]:
+def counts(rows: list[TextInput]) -> tuple[int, int, int, int]:
     """Forward passes and tokens of the naive loop; tokens of the packed rows, and those whose logits are read."""
     passes = sum(len(row.continuations) for row in rows)
     plain = sum(len(row.ids) + len(c) for row in rows for c in row.continuations)
@@ -160,14 +161,14 @@ def timed(model: PreTrainedModel) -> Iterator[dict[str, float]]:
             handle.remove()
 
 
-def compare(name: str, parts: list[list[Row]], n: int) -> tuple[float, float, list[str], list[str]]:
+def compare(name: str, parts: list[list[TextInput]], n: int) -> tuple[float, float, list[str], list[str]]:
     """Largest difference, smallest effect of a set, the rows of the table and where the time goes."""
     model = shaped(name)
     seconds: dict[str, tuple[list[float], list[float]]] = {place: ([], []) for place in PLACES}
     worst, effect, table, spent = 0.0, np.inf, [], []
     with hooked(model):
         naive(model, parts[0][:1], ())
-        conditions.run(model, parts[0][:1], [()], "zero", conditions.Material())
+        conditions.run(model, parts[0][:1], [()], "zero", conditions.EditValues())
         for turn, rows in enumerate(parts):
             for place, where in PLACES.items():
                 chosen = drawn(where, n)
@@ -175,7 +176,7 @@ def compare(name: str, parts: list[list[Row]], n: int) -> tuple[float, float, li
                 slow = naive(model, rows, chosen[turn % n])
                 middle = clock()
                 with timed(model) as mine:
-                    fast = conditions.run(model, rows, chosen, "zero", conditions.Material())
+                    fast = conditions.run(model, rows, chosen, "zero", conditions.EditValues())
                 end = clock()
                 seconds[place][0].append((middle - start) / len(rows))
                 seconds[place][1].append((end - middle) / n / len(rows))

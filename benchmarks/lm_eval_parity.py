@@ -36,6 +36,7 @@ from bindscope import experiment as experiments
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import one
 from bindscope.execute import local
+from bindscope.execute.request import prepare
 from bindscope.export import export
 from bindscope.store import Store
 from bindscope.terminal.results import Progress
@@ -90,7 +91,7 @@ def ours(experiment: Path, folder: Path) -> pd.DataFrame:
     """The table `recognition`."""
     store = Store(folder)
     with redirect_stdout(sys.stderr), Progress() as progress:
-        (unit,) = local.run(experiments.load(str(experiment)), store, progress).units
+        (unit,) = local.run(prepare(experiments.load(str(experiment))), store, progress).units
     assert unit.status == "done", unit.reason
     return store.read("recognition").set_index("prompt")
 

@@ -40,11 +40,11 @@ def overhead(name: str) -> dict[str, Any]:
             begun = time.perf_counter()
             monitor(model, n * EVERY)
             measured.append(time.perf_counter() - begun)
-    step, look = median(steps), median(measured)
+    step, measurement = median(steps), median(measured)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": rows * length,
         "step": step,
-        "look": look,
-        "share": look / (EVERY * step),
+        "measurement": measurement,
+        "share": measurement / (EVERY * step),
     }

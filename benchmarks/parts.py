@@ -14,16 +14,16 @@ import torch
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear layers": ("own", ("<built-in method torch._C._nn.linear>",)),
     "heads' outputs (softmax or kernel)": ("all", ("attention.py:output", "attention.py:fused")),
-    "looking at attention": ("all", ("forward.py:_look",)),
+    "reading attention": ("all", ("capture.py:_observe",)),
     "activation": ("own", ("<built-in method torch._C._nn.gelu>", "<built-in method torch._C._nn.silu>")),
-    "softmax over the vocabulary": ("all", ("forward.py:_logprobs",)),
-    "nulls and tables": ("all", ("bindings.py:add", "bindings.py:tables")),
+    "softmax over the vocabulary": ("all", ("passes.py:_logprobs",)),
+    "nulls and tables": ("all", ("spans.py:add", "spans.py:columns", "spans.py:prompts")),
     "tokenization": ("all", ("prepare.py:prepare",)),
 }
 #: The same time split by the text that is read; all of it is also inside the parts above.
 CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "neutral text (previous-token scores)": ("all", ("prepare.py:previous_token_scores",)),
-    "premises (PMI)": ("all", ("checkpoint.py:_unconditional",)),
+    "neutral text (previous-token scores)": ("all", ("measuring.py:previous_token_scores",)),
+    "premises (PMI)": ("all", ("measuring.py:_unconditional",)),
 }
 
 

@@ -117,9 +117,11 @@ _GROW = """
 import json, resource, sys, time
 from dataclasses import replace
 from bindscope import experiment as experiments
-from bindscope.measures.checkpoint import READ, measure
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
+from bindscope.engine.engine import Engine
+from bindscope.execute.measuring import measure
+from bindscope.measures import registry
 from bindscope.records import Protocol
 times = int(sys.argv[1])
 loaded = load(suite("tiny").checkpoints[-1], dtype="float32", device="cpu")
@@ -127,7 +129,9 @@ prompts = experiments.changed(experiments.load("canonical-41"), "published").bui
 many = [replace(p, id=f"{p.id}#{n}") for n in range(times) for p in prompts]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-measure(loaded, many, Protocol(bos=loaded.bos), READ)
+measures, _ = registry.chosen(["binding", "recognition"])
+with Engine(loaded) as engine:
+    measure(engine, many, Protocol(bos=loaded.bos), list(measures.values()))
 print(json.dumps({"prompts": len(many), "seconds": time.perf_counter() - start,
                   "before": before / 1e3, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
 """
@@ -310,10 +314,11 @@ def _afterwards(found: Mapping[str, Any]) -> str:
 def _monitor(found: Mapping[str, Any]) -> str:
     rows = []
     for name, run in found["runs"].items():
-        seconds = f"{run['step']:.3f} | {run['look']:.2f} | {run['share']:.2%}"
+        seconds = f"{run['step']:.3f} | {run['measurement']:.2f} | {run['share']:.2%}"
         rows.append(f" {name} | {run['parameters']:,} | {run['tokens']:,} | {seconds} ")
-    about = f"A look every 500 steps at pilot-3, all else by default, target at most 2% of the training. {_when(found)}"
-    head = " model | parameters | tokens a step | seconds a step | seconds a look | share of 500 steps "
+    about = "A measurement every 500 steps at pilot-3, all else by default, target at most 2% of the training. "
+    about += _when(found)
+    head = " model | parameters | tokens a step | seconds a step | seconds a measurement | share of 500 steps "
     return _section("Watching a training run", about, head, "---|---:|---:|---:|---:|---:", rows)
 
 

@@ -32,6 +32,7 @@ import torch
 
 from bindscope import experiment as experiments
 from bindscope.execute import local
+from bindscope.execute.request import Request, prepare
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 
@@ -49,7 +50,7 @@ class Silent:
 
     def begin(self, units: int) -> None: ...
     def unit(self, ref: CheckpointRef, steps: int) -> None: ...
-    def progress(self, done: int) -> None: ...
+    def progress(self, done: float) -> None: ...
     def end(self, ref: CheckpointRef, reason: str | None) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -65,10 +66,10 @@ def forked(work: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def measured(experiment: experiments.Experiment, out: Path) -> int:
+def measured(request: Request, out: Path) -> int:
     store = Store(out)
     with store.lock():
-        return 1 if local.run(experiment, store, Silent()).errors else 0
+        return 1 if local.run(request, store, Silent()).errors else 0
 
 
 def shards(out: Path) -> dict[str, tuple[int, int]]:
@@ -95,10 +96,11 @@ def contents(out: Path) -> dict[str, str]:
     return found
 
 
-def killed(pid: int, out: Path, seconds: float, pick: random.Random) -> bool:
-    """Kill the process at a random moment; false where it ended before by itself, and well."""
+def killed(pid: int, out: Path, seconds: float, most: int, pick: random.Random) -> bool:
+    """Kill the process at a random moment, or when so many shards are there, `most` at most; false where it ended
+    before by itself, and well."""
     start, aimed = time.monotonic(), pick.random() < 0.5
-    moment, shard, late = pick.uniform(0, seconds), pick.randrange(1, 44), pick.uniform(0, 0.02)
+    moment, shard, late = pick.uniform(0, seconds), pick.randrange(1, most), pick.uniform(0, 0.02)
     while time.monotonic() - start < (10 * seconds if aimed else moment):
         if aimed and len(shards(out)) >= shard:
             time.sleep(late)
@@ -118,9 +120,9 @@ def main(folder: Path, runs: int, seed: int) -> None:
     pick = random.Random(seed)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _PROMPTS))
     (folder / "experiment.yaml").write_text("name: survive\nsuites: tiny\nprompts: prompts.jsonl\n")
-    experiment = experiments.load(str(folder / "experiment.yaml"))
+    request = prepare(experiments.load(str(folder / "experiment.yaml")))
     start = time.monotonic()
-    _, status = os.waitpid(forked(lambda: measured(experiment, folder / "whole")), 0)
+    _, status = os.waitpid(forked(lambda: measured(request, folder / "whole")), 0)
     assert status == 0
     seconds = time.monotonic() - start
     whole = contents(folder / "whole")
@@ -130,11 +132,11 @@ def main(folder: Path, runs: int, seed: int) -> None:
         out, known = folder / f"run-{n}", dict[str, tuple[int, int]]()
 
         def resumed(out: Path = out) -> int:
-            return measured(experiment, out)
+            return measured(request, out)
 
         mine = 0
         while mine < _KILLS:
-            if killed(forked(resumed), out, seconds, pick):
+            if killed(forked(resumed), out, seconds, len(whole) - 4, pick):
                 mine += 1
             elif mine:
                 break

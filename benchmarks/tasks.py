@@ -11,13 +11,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
-from bindscope.engine.forward import Row
 from model import pythia_160m, save, smollm2_135m
 
 from bindscope import experiment as experiments
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import one
-from bindscope.engine.prepare import Item, neutral_rows, neutral_text, premise_rows, prepare
+from bindscope.engine.capture import TextInput
+from bindscope.engine.prepare import TokenizedPrompt, neutral_inputs, neutral_text, premise_inputs, prepare
 from bindscope.prompts.spans import encode
 from bindscope.records import Prompt, Protocol
 
@@ -60,8 +60,8 @@ def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
     prompts = experiments.changed(experiments.load("canonical-41"), "published").build_prompts()
     items = [prepare(loaded, p) for p in prompts if p.shot == "zero"][:: _SHARES[kind]]
     rows = [_row(item) for item in items]
-    neutral, _ = neutral_rows(loaded)
-    _, premises = premise_rows(loaded.tokenizer, Protocol().premise, loaded.bos, items)
+    neutral, _ = neutral_inputs(loaded)
+    _, premises = premise_inputs(loaded.tokenizer, Protocol().premise, loaded.bos, items)
     n, m = len(rows), len(rows) + len(neutral)
     return {
         "rows": [*rows, *map(_text, [*neutral, *premises])],
@@ -74,7 +74,7 @@ def _study(loaded: Loaded, kind: str) -> dict[str, Any]:
     }
 
 
-def _row(item: Item) -> dict[str, Any]:
+def _row(item: TokenizedPrompt) -> dict[str, Any]:
     return {
         "id": item.prompt.id,
         "term": item.prompt.term,
@@ -86,8 +86,8 @@ def _row(item: Item) -> dict[str, Any]:
     }
 
 
-def _text(row: Row) -> dict[str, Any]:
-    return {"id": "", "text": "", "ids": row.ids, "choices": row.continuations}
+def _text(text: TextInput) -> dict[str, Any]:
+    return {"id": "", "text": "", "ids": text.ids, "choices": text.continuations}
 
 
 def _long(loaded: Loaded, length: int) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _long(loaded: Loaded, length: int) -> dict[str, Any]:
         rows.append(_row(prepare(loaded, Prompt(f"long-{n}", _TERM, text, "generation"))))
     if {len(row["ids"]) for row in rows} != {length}:
         raise ValueError(f"texts of {sorted({len(row['ids']) for row in rows})} tokens where {length} were asked for")
-    neutral, _ = neutral_rows(loaded)
+    neutral, _ = neutral_inputs(loaded)
     n = len(rows)
     return {
         "rows": [*rows, *map(_text, neutral)],

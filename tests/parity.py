@@ -9,12 +9,12 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from bindscope.engine.forward import Row, read
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import models
 from bindscope.engine.attention import Attention, during, hooked
+from bindscope.engine.capture import TextInput
 
 
 @torch.inference_mode()
@@ -30,10 +30,10 @@ def rows_and_logits(model: PreTrainedModel) -> tuple[float, float]:
     model.set_attn_implementation(before)
     found: dict[int, Tensor] = {}
 
-    def look(layer: int, attention: Attention) -> None:
+    def observe(layer: int, attention: Attention) -> None:
         found[layer] = attention.probabilities(torch.arange(T).expand(3, T))
 
-    with hooked(model), during(look):
+    with hooked(model), during(observe):
         logits = model(ids, attention_mask=mask, use_cache=False).logits
     real = mask.bool()
     rows = max(
@@ -52,14 +52,14 @@ def choices(model: PreTrainedModel, packed: bool) -> float:
     def ids(n: int) -> tuple[int, ...]:
         return tuple(int(i) for i in rng.integers(3, 64, n))
 
-    rows = [Row(ids(n), tuple(ids(m) for m in (3, 1, 6, 2)), 1) for n in (9, 17, 23)]
-    with hooked(model):
-        readings = read(model, rows, packed=packed)
+    inputs = [TextInput(ids(n), tuple(ids(m) for m in (3, 1, 6, 2))) for n in (9, 17, 23)]
+    with models.engine(model, packed) as engine:
+        outputs = engine.read(inputs)
     worst = 0.0
-    for row, reading in zip(rows, readings, strict=True):
-        for tokens, got in zip(row.continuations, reading.logprobs, strict=True):
-            logs = model(torch.tensor([row.ids + tokens]), use_cache=False).logits[0].double().log_softmax(-1)
-            expected = logs[len(row.ids) - 1 : -1][range(len(tokens)), list(tokens)].numpy()
+    for text, data in zip(inputs, outputs, strict=True):
+        for tokens, got in zip(text.continuations, data.logprobs, strict=True):
+            logs = model(torch.tensor([text.ids + tokens]), use_cache=False).logits[0].double().log_softmax(-1)
+            expected = logs[len(text.ids) - 1 : -1][range(len(tokens)), list(tokens)].numpy()
             worst = max(worst, float(np.abs(got - expected).max()))
     return worst
 

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 import models
 from bindscope.checkpoints import suites
 from bindscope.cli import main
-from bindscope.store import TABLES, Store
+from bindscope.measures import registry
+from bindscope.schema import PROMPTS
+from bindscope.store import Store
 
 REPO = "lab/suite"
 STEPS = (0, 10, 20)
@@ -62,10 +64,16 @@ def run(experiment: str, out: Path, *options: str) -> int:
     return main(["run", experiment, "--out", str(out), *options])
 
 
+def stored(*measures: str) -> list[str]:
+    """The tables that a checkpoint gets by these measures of spans and questions."""
+    chosen, _ = registry.chosen(measures)
+    return [PROMPTS.name, *(table.name for measure in chosen.values() for table in measure.tables)]
+
+
 def tables(out: Path) -> dict[str, pd.DataFrame]:
     """All that was measured, without how and when."""
     store = Store(out, create=False)
-    return {name: store.read(name) for name in TABLES}
+    return {name: store.read(name) for name in ("binding", *(table.name for table in registry.tables()))}
 
 
 def same(a: dict[str, pd.DataFrame], b: dict[str, pd.DataFrame]) -> None:

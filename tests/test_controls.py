@@ -104,7 +104,7 @@ def test_audit_shows_groups_and_warns(capsys: pytest.CaptureFixture[str], suite_
 def both(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> tuple[Path, Path]:
     """The same study without and with controls."""
     folder = tmp_path_factory.mktemp("controls")
-    text = f"name: s\nsuites: {suite_folder}\nterms: set-B\nmeasures: few_shot\n"
+    text = f"name: s\nsuites: {suite_folder}\nterms: set-B\nmeasures: [binding, recognition, few_shot]\n"
     for name, more in (("plain", ""), ("with", "controls: [reversed-order, cross-term-swap]\n")):
         (folder / f"{name}.yaml").write_text(text + more)
         assert main(["run", str(folder / f"{name}.yaml"), "--out", str(folder / name)]) == 0
@@ -124,7 +124,7 @@ def test_controls_change_nothing_about_the_terms(both: tuple[Path, Path]) -> Non
 
 
 def test_null_of_carriers_comes_from_carriers(both: tuple[Path, Path]) -> None:
-    windows = Store(both[1]).read("windows")
+    windows = Store(both[1]).read("eb_star_windows")
     binding = Store(both[1]).read("binding")
     enough = 0
     for row in binding[binding["eb_star"].notna()].sample(40, random_state=0).to_dict("records"):
@@ -264,17 +264,20 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import models
-from bindscope.measures.checkpoint import measure
 from bindscope.checkpoints.load import Loaded
 from bindscope.checkpoints.tokenizer import tokenizer_by_name
-from bindscope.records import CheckpointRef, Prompt, Protocol
+from bindscope.engine.engine import Engine
+from bindscope.execute.measuring import Session
+from bindscope.measures import registry
 from bindscope.prompts.spans import encode
+from bindscope.records import CheckpointRef, Prompt, Protocol
 
 words = tokenizer_by_name({words!r})
 kind, config = models.ARCHITECTURES["gpt_neox"]
 size = {{"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 16, "max_position_embeddings": 512}}
 model = models.build(kind, config | size | {{"vocab_size": len(words)}})
 loaded = Loaded(model, words, CheckpointRef("s", "r"), None, "on")
+measures, _ = registry.chosen(["binding", "recognition"])
 text = "the skip link of page {{}} and " + "so on and so on, as it was, " * 11
 
 def resident():
@@ -282,9 +285,13 @@ def resident():
 
 def peak(n):
     seen, prompts = [], [Prompt(f"skip link/{{i}}", "skip link", text.format(i), "carrier") for i in range(n)]
-    tables, _ = measure(loaded, prompts, Protocol(), progress=lambda _: seen.append(resident()))
-    assert len(tables[0]) == n
-    return max(seen), tables[0].columns["k"][0]
+    with Engine(loaded) as engine:
+        session = Session(engine, prompts, Protocol(), progress=lambda _: seen.append(resident()))
+        (outcome,) = session.passes(list(measures.values()))
+    assert not outcome.failures
+    rows = outcome.frame("binding")
+    assert len(rows) == n
+    return max(seen), int(rows["k"][0])
 
 (few, k), (many, _) = peak(100), peak(400)
 print(many - few, 300 * 4 * 16 * len(encode(words, text.format(1)).ids) * k * 4)

@@ -6,7 +6,6 @@ lm-eval, datasets and DuckDB themselves are run where they are installed.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from bindscope import experiment as experiments
 from bindscope.cli import main
 from bindscope.export import export
 from bindscope.export.columns import COLUMNS
-from bindscope.export.results import PROVENANCE
+from bindscope.export.results import PROVENANCE, with_checkpoint
 from bindscope.prompts.jsonl import read_jsonl, write_jsonl
 from bindscope.prompts.spans import continuation, encode
 from bindscope.records import Prompt
-from bindscope.store import TABLES, Store
+from bindscope.schema import markdown, table_of
+from bindscope.store import Store
 from stores import Invention
 
 ROOT = Path(__file__).parents[1]
@@ -233,8 +233,10 @@ def results(tmp_path: Path) -> tuple[Store, dict[str, Path]]:
 
 def test_tables_are_those_of_the_store(results: tuple[Store, dict[str, Path]]) -> None:
     store, files = results
-    held = {name: store.read(name) for name in TABLES}
-    assert sorted(files) == sorted([*(name for name, frame in held.items() if not frame.empty), "provenance"])
+    held = {table.name: store.read(table.name) for table in store.tables()}
+    assert {"prompts", "eb_star", "previous_token", "recognition", "generation", "ablation"} <= held.keys()
+    assert not any(frame.empty for frame in held.values())
+    assert sorted(files) == sorted([*held, "provenance"])
     for name in files.keys() - {"provenance"}:
         assert pd.read_parquet(files[name]).to_json() == held[name].to_json()
 
@@ -242,25 +244,34 @@ def test_tables_are_those_of_the_store(results: tuple[Store, dict[str, Path]]) -
 def test_types_do_not_follow_the_values(results: tuple[Store, dict[str, Path]]) -> None:
     """A column that is missing throughout, or holds empty lists only, has the type that it has elsewhere."""
     store, files = results
-    for unit in store.read_run().units:
-        written = pq.read_schema(store.path(unit.checkpoint, "generation", unit.keys["generation"]))
-        assert str(written.field("seed").type) == "null"  # what the export is for
-    for path in files.values():
+    assert store.read("generation")["seed"].isna().all()
+    shards = [store.path(u.checkpoint, "generation", u.keys["generation"]) for u in store.read_run().units]
+    for path in (*shards, *files.values()):
         assert "null" not in str([field.type for field in pq.read_schema(path)])
     assert str(pq.read_schema(files["generation"]).field("seed").type) == "int64"
+
+
+def test_each_file_says_what_its_columns_mean(results: tuple[Store, dict[str, Path]]) -> None:
+    store, files = results
+    declared = {table.name: with_checkpoint(table) for table in store.tables()} | {"provenance": PROVENANCE}
+    for name, path in files.items():
+        schema = pq.read_schema(path)
+        assert table_of(json.loads(schema.metadata[b"bindscope"])) == declared[name]
+        for column in declared[name].columns:
+            assert schema.field(column.name).metadata[b"description"].decode() == column.description
 
 
 def test_a_row_for_each_shard_says_how_it_came_to_be(results: tuple[Store, dict[str, Path]]) -> None:
     store, files = results
     made = pd.read_parquet(files["provenance"])
-    keys = [(u.checkpoint.suite, measure, key) for u in store.read_run().units for measure, key in u.keys.items()]
-    assert list(zip(made["suite"], made["measure"], made["key"], strict=True)) == keys
+    keys = [(u.checkpoint.suite, table, key) for u in store.read_run().units for table, key in u.keys.items()]
+    assert list(zip(made["suite"], made["table"], made["key"], strict=True)) == keys
     assert set(made["fingerprint"]) == {"0123456789abcdef0123"}
     assert set(made["commit"]) == {"commit"}
     assert json.loads(made["versions"][0]) == {"bindscope": "0"}
+    assert list(made) == [column.name for column in PROVENANCE.columns]
     page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    line = next(line for line in page.splitlines() if line.startswith("| `provenance`"))
-    assert {*PROVENANCE.names} - {"suite", "revision", "step"} <= set(re.findall(r"`(\w+)`", line))
+    assert markdown([PROVENANCE]).strip() in page
 
 
 def test_results_of_another_run_are_left_out(tmp_path: Path) -> None:
@@ -268,16 +279,17 @@ def test_results_of_another_run_are_left_out(tmp_path: Path) -> None:
     run = store.read_run()
     store.write_run(type(run)(run.experiment, run.units[:1]))
     export(str(store.root), "parquet", tmp_path / "tables")
-    assert pd.read_parquet(tmp_path / "tables" / "binding.parquet")["step"].unique().tolist() == [0]
+    assert pd.read_parquet(tmp_path / "tables" / "eb_star.parquet")["step"].unique().tolist() == [0]
 
 
 def test_duckdb_reads_them(results: tuple[Store, dict[str, Path]]) -> None:
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
     store, files = results
-    binding, made = files["binding"], files["provenance"]
+    prompts, binding, made = files["prompts"], files["eb_star"], files["provenance"]
     found = duckdb.sql(
-        f"select b.suite, b.step, p.fingerprint, avg(b.eb_star) eb from '{binding}' b join '{made}' p "
-        "using (suite, revision) where p.measure = 'binding' and b.\"group\" = 'real' group by all order by all"
+        f"select b.suite, b.step, p.fingerprint, avg(b.eb_star) eb from '{binding}' b "
+        f"join '{prompts}' t using (suite, revision, prompt) join '{made}' p using (suite, revision) "
+        "where p.\"table\" = 'eb_star' and t.\"group\" = 'real' group by all order by all"
     ).df()
     held = store.read("binding").query("group == 'real'").groupby(["suite", "step"])["eb_star"].mean()
     np.testing.assert_allclose(found["eb"], held)
@@ -325,7 +337,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_damaged_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Invention(tmp_path / "run").store
     unit = store.read_run().units[0]
-    store.path(unit.checkpoint, "binding", unit.keys["binding"]).unlink()
+    store.path(unit.checkpoint, "eb_star", unit.keys["eb_star"]).unlink()
     assert main(["export", str(store.root), "--to", "parquet", "--out", str(tmp_path / "out")]) == 2
     assert "is missing; run `bindscope run` again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

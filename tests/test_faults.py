@@ -53,7 +53,7 @@ class Stage:
         self.hub.move(sweeps.REPO, "step10", folder)
 
     def shard(self) -> Path:
-        return next((self.out / "shards").rglob("checkpoint-10/binding-*.parquet"))
+        return next((self.out / "shards").rglob("checkpoint-10/eb_star-*.parquet"))
 
     def local(self) -> None:
         """Run on the folder, into the finished run."""
@@ -106,7 +106,7 @@ def truncated_shard(s: Stage) -> None:
 
 def shard_of_another_checkpoint(s: Stage) -> None:
     s.local()
-    other = next((s.out / "shards").rglob("checkpoint-20/binding-*.parquet"))
+    other = next((s.out / "shards").rglob("checkpoint-20/eb_star-*.parquet"))
     shutil.copy(other, s.shard())
 
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import measure
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import measuring
 import models
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import from_folder, suite
@@ -28,7 +29,7 @@ from bindscope.prompts.audit import audit
 from bindscope.prompts.build import build, frames
 from bindscope.prompts.jsonl import read_jsonl
 from bindscope.prompts.spans import encode
-from bindscope.quick import look, resolve
+from bindscope.quick import measure_terms, resolve
 from bindscope.records import CheckpointRef, Prompt, Protocol, Question, Term
 from bindscope.report.files import write_report
 from bindscope.store import Store
@@ -72,8 +73,8 @@ def test_tokenizer_json_holds_whatever_class_the_model_type_suggests(
     term = Term("screen reader 2024")
     alone = audit(found, "m", [term]).iloc[0]
     loaded = load(CheckpointRef("m", str(folder)))
-    results, _ = measure(loaded, _prompts("In this text, screen reader 2024 is a term.", term=term.name), Protocol())
-    assert results[0].columns["k"] == [alone["prompt_n"]]  # audit and measurement agree
+    results = measuring.tables(loaded, _prompts("In this text, screen reader 2024 is a term.", term=term.name))
+    assert results["prompts"]["k"].tolist() == [alone["prompt_n"]]  # audit and measurement agree
 
 
 def test_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_tokenizer_with_more_tokens_than_the_model_is_named(tmp_path: Path, word
     folder = models.save(tmp_path / "m", None)  # 64 embeddings
     words.save_pretrained(folder)
     with pytest.raises(ModelError, match="embeds 64 tokens only"):
-        measure(load(CheckpointRef("m", str(folder))), _prompts("About alt text."), Protocol())
+        measuring.tables(load(CheckpointRef("m", str(folder))), _prompts("About alt text."))
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 2}, {"attention_bias": False}])
@@ -128,7 +129,7 @@ def test_long_rope_stops_where_the_frequencies_switch(tmp_path: Path, words: Pre
     loaded = Loaded(model, words, CheckpointRef("m", "m"), None, "off")
     assert loaded.context == 64
     with pytest.raises(PromptError, match="more than the 64"):
-        measure(loaded, _prompts("alt text " + "and so on " * 40), Protocol())
+        measuring.tables(loaded, _prompts("alt text " + "and so on " * 40))
 
 
 def test_sparse_index_attention_is_refused() -> None:
@@ -146,17 +147,19 @@ def test_no_null_window_holds_a_special_token_or_is_counted_twice(
     loaded.tokenizer.add_special_tokens({"additional_special_tokens": ["<|mark|>"]})
     loaded.model.resize_token_embeddings(len(loaded.tokenizer))
     text = "The page has<|mark|> alt text and the rest of it is plain"
-    once, _ = measure(loaded, _prompts(text), Protocol(bos="on"))
-    twice, _ = measure(loaded, _prompts(text, text, text), Protocol(bos="on"))
+
+    def null_windows(*texts: str) -> pd.DataFrame:
+        return measuring.tables(loaded, _prompts(*texts), Protocol(bos="on"))["eb_star_windows"]
+
+    once = null_windows(text)
     ids = encode(loaded.tokenizer, text, loaded.bos).ids
     mark = loaded.tokenizer.convert_tokens_to_ids("<|mark|>")
     assert mark in ids
-    starts = once[1].columns["start"]
+    starts = once["start"].tolist()
     assert starts
-    assert all(mark not in ids[s : s + k] for s, k in zip(starts, once[1].columns["k"], strict=True))
-    assert twice[1].columns["start"] == starts
-    shared, _ = measure(loaded, _prompts(text, text + " words and more"), Protocol(bos="on"))
-    assert len(shared[1].columns["start"]) < 2 * len(starts) + 4
+    assert all(mark not in ids[s : s + k] for s, k in zip(starts, once["k"], strict=True))
+    assert null_windows(text, text, text)["start"].tolist() == starts
+    assert len(null_windows(text, text + " words and more")) < 2 * len(starts) + 4
 
 
 def test_report_lists_every_way_in_which_numbers_were_made(tmp_path: Path, suite_folder: Path) -> None:
@@ -176,7 +179,7 @@ def test_report_lists_every_way_in_which_numbers_were_made(tmp_path: Path, suite
 
 def test_a_term_with_a_slash_is_averaged_over_its_own_prompts(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     loaded = load(CheckpointRef("m", str(models.save(tmp_path / "m", words))))
-    (found,) = look(loaded, [Term("plain/text file")], "Save it as a plain/text file today.")
+    (found,) = measure_terms(loaded, [Term("plain/text file")], "Save it as a plain/text file today.")
     assert found.prompts == 1
 
 
@@ -271,7 +274,7 @@ def test_measure_takes_any_word_and_any_case(tmp_path: Path, words: PreTrainedTo
     with pytest.raises(PromptError, match="empty"):
         resolve([" "])
     loaded = load(CheckpointRef("m", str(models.save(tmp_path / "m", words))))
-    (found,) = look(loaded, [Term("the same")])  # stands in one of the carrier sentences
+    (found,) = measure_terms(loaded, [Term("the same")])  # stands in one of the carrier sentences
     assert found.prompts == len(frames()["carriers"]) - 1
 
 

@@ -156,7 +156,7 @@ def test_twin_revisions_are_refused_before_a_download(
     (clean,) = units.keys() - {"step0", twin}
     assert units[clean].flags == ()
     unit = units["step0"]
-    notes = Store(out).provenance(unit.checkpoint, "binding", unit.keys["binding"])["notes"]
+    notes = Store(out).provenance(unit.checkpoint, "eb_star", unit.keys["eb_star"])["notes"]
     assert unit.flags[0] in notes
     assert unit.weights is not None
     page = (out / "report.html").read_text()
@@ -204,7 +204,7 @@ def test_a_revision_that_became_another_commit_is_named(
     assert sweeps.run(experiment, out, "--accept-flags") == 0
     unit = Store(out).read_run().units[1]
     assert before[:12] in unit.flags[0]
-    assert Store(out).provenance(unit.checkpoint, "binding", unit.keys["binding"])["identity"]["commit"] == after
+    assert Store(out).provenance(unit.checkpoint, "eb_star", unit.keys["eb_star"])["identity"]["commit"] == after
     hub.move(sweeps.REPO, "step0", steps["step0"], salt="a new commit of the same files")
     capsys.readouterr()
     assert sweeps.run(experiment, tmp_path / "out") == 2

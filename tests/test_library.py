@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import measure as tables_of
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import bindscope as bs
+import measuring
 import models
 from bindscope import api
 from bindscope.checkpoints.load import Loaded
@@ -129,7 +129,7 @@ def test_the_numbers_are_those_of_the_command(tiny: Loaded, capsys: pytest.Captu
     assert main(["measure", "tiny", *TERMS, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     found = bs.measure(tiny, terms=TERMS)
-    assert json.loads(json.dumps([look.plain()["bsi"] for look in found.looks])) == [t["bsi"] for t in said["terms"]]
+    assert json.loads(json.dumps([term.plain()["bsi"] for term in found.terms])) == [t["bsi"] for t in said["terms"]]
     for row, told in zip(found.frame.to_dict("records"), said["terms"], strict=True):
         assert {key: list(row[key]) if key == "tokens" else row[key] for key in row} == {key: told[key] for key in row}
     assert (found.bos, said["bos"]) == ("on", "on")
@@ -138,21 +138,21 @@ def test_the_numbers_are_those_of_the_command(tiny: Loaded, capsys: pytest.Captu
 def test_a_held_model_gives_the_numbers_of_its_checkpoint(tiny: Loaded) -> None:
     whole = bs.measure(tiny, terms=TERMS)
     held = bs.measure(tiny.model, tiny.tokenizer, TERMS, bos="on")
-    assert held.looks == whole.looks
+    assert held.terms == whole.terms
     assert held.checkpoint.label == "in memory"
-    assert bs.measure(tiny.model, tiny.tokenizer, TERMS, bos="off").looks != whole.looks
+    assert bs.measure(tiny.model, tiny.tokenizer, TERMS, bos="off").terms != whole.terms
     one = bs.measure(tiny, terms="alt text", prompt="Every image needs alt text.")
     assert one.frame["prompts"].item() == 1
 
 
 def test_heads_are_those_of_the_statistics(tiny: Loaded) -> None:
     terms = bs.terms(TERMS)
-    results, _ = tables_of(tiny, carriers(terms, "carriers"), Protocol(bos=tiny.bos))
-    tables = {r.measure: pd.DataFrame(dict(r.columns)).assign(suite="s", revision="r", step=0) for r in results}
+    measured = measuring.tables(tiny, carriers(terms, "carriers"), Protocol(bos=tiny.bos))
+    tables = {name: table.assign(suite="s", revision="r", step=0) for name, table in measured.items()}
     found = bs.measure(tiny, terms=terms)
     for term, part in found.heads.groupby("term"):
         rows = tables["binding"][tables["binding"]["term"] == term]
-        expected = by_head(rows, tables["heads"])
+        expected = by_head(rows, tables["previous_token"])
         for column in ("layer", "head", "bsi", "null_bsi", "excess", "previous_token_score", "rank"):
             np.testing.assert_allclose(part[column], expected[column], atol=1e-12, err_msg=column)
     drawn = found.figure.data.set_index(["layer", "head"])["excess"]
@@ -216,7 +216,7 @@ def test_a_tokenizer_of_the_other_package_is_refused(tiny: Loaded) -> None:
     with pytest.raises(RequestError, match="PreTrainedTokenizerFast"):
         bs.measure(tiny.model, inside, "alt text")
     found = bs.measure(tiny.model, PreTrainedTokenizerFast(tokenizer_object=inside), "alt text", bos="off")
-    assert found.looks == bs.measure(tiny.model, tiny.tokenizer, "alt text", bos="off").looks
+    assert found.terms == bs.measure(tiny.model, tiny.tokenizer, "alt text", bos="off").terms
 
 
 # Given back as it was.
@@ -348,7 +348,7 @@ def test_the_next_training_step_is_the_same_to_the_bit(kind: str, words: PreTrai
     for ours, theirs in zip(_step(measured), _step(other), strict=True):
         assert torch.equal(ours, theirs)
     assert found.frame["eb_star"].between(0.01, 1).all()
-    assert bs.measure(other, words, TERMS).looks != found.looks  # the step has moved it: what was measured is the model
+    assert bs.measure(other, words, TERMS).terms != found.terms  # the step has moved it: what was measured is the model
 
 
 @other_warnings

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import EDITED, READ, measure
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+import measuring
 import models
+import sweeps
 from bindscope.checkpoints import load as loading
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import from_folder
@@ -25,9 +26,9 @@ from bindscope.cli import main
 from bindscope.errors import ModelError
 from bindscope.prompts.build import build, few_shot
 from bindscope.prompts.library import library
-from bindscope.records import Ablation, Measurement, Prompt, Protocol
+from bindscope.records import Ablation, Prompt, Protocol
 
-TABLES = (*READ, "generation", *EDITED)
+MEASURES = ("binding", "recognition", "generation", "ablation")
 PROTOCOL = Protocol(bos="on", ablation=Ablation(modes=("zero", "mean", "resample", "knockout"), k=2, random=1))
 
 
@@ -40,25 +41,16 @@ def _load(folder: Path, **options: Any) -> Loaded:
     return load(from_folder(folder).checkpoints[0], bos="on", dtype="float32", device="cpu", **options)
 
 
-def _measured(loaded: Loaded) -> dict[str, Measurement]:
-    found, _ = measure(loaded, _prompts(), PROTOCOL, TABLES)
-    return {table.measure: table for table in found}
+def _measured(loaded: Loaded) -> dict[str, pd.DataFrame]:
+    return measuring.tables(loaded, _prompts(), PROTOCOL, MEASURES)
 
 
-def _equal(a: dict[str, Measurement], b: dict[str, Measurement]) -> None:
+def _equal(a: dict[str, pd.DataFrame], b: dict[str, pd.DataFrame]) -> None:
     """All columns: numbers to 1e-5 of themselves or absolutely, everything else exactly."""
-    assert a.keys() == b.keys() == set(TABLES)
+    assert a.keys() == b.keys() == {"binding", *sweeps.stored(*MEASURES)}
     for name, table in a.items():
-        assert table.columns.keys() == b[name].columns.keys()
-        for column, values in table.columns.items():
-            for x, y in zip(values, b[name].columns[column], strict=True):
-                first = x
-                while isinstance(first, list) and first:
-                    first = first[0]
-                if isinstance(first, float | np.ndarray):
-                    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=f"{name}.{column}")
-                else:
-                    assert x == y, (name, column)
+        assert len(table)
+        pd.testing.assert_frame_equal(table, b[name], check_exact=False, rtol=1e-5, atol=1e-5, obj=name)
 
 
 def _without_memory(loaded: Loaded, tokens: int) -> Callable[[], int]:

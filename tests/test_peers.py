@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from work import batches
 
+import measuring
 import models
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import one, suite
-from bindscope.engine.forward import BATCH_TOKENS, Row, _batches
+from bindscope.engine.capture import TextInput
+from bindscope.engine.passes import BATCH_TOKENS, _batches
 from bindscope.engine.prepare import prepare
-from bindscope.measures.checkpoint import measure
 from bindscope.prompts.build import build
 from bindscope.prompts.library import library
-from bindscope.records import Prompt, Protocol
+from bindscope.records import Prompt
 
 PEERS = Path(environments.__file__).parent
 
@@ -96,8 +97,7 @@ def started(name: str, folder: Path, work: Path) -> Iterator[Contestant]:
 def test_eager_attention_gives_the_same_binding(
     loaded: Loaded, prompts: list[Prompt], work: Path, tmp_path: Path
 ) -> None:
-    (binding,), _ = measure(loaded, prompts, Protocol(), ("binding",))
-    expected = [value for value in binding.columns["eb_star"] if value is not None]
+    expected = measuring.tables(loaded, prompts, names=["eb_star"])["eb_star"]["eb_star"].dropna().tolist()
     with started("eager", Path(loaded.ref.repo), work) as worker:
         ready = worker.heard()
         assert ready["ready"]
@@ -115,14 +115,14 @@ def test_eager_attention_gives_the_same_binding(
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_plain_decoding_gives_the_same_text(loaded: Loaded, prompts: list[Prompt], work: Path, tmp_path: Path) -> None:
     openings = [replace(p, max_tokens=5) for p in prompts if p.task == "generation"]
-    (generation,), _ = measure(loaded, openings, Protocol(), ("generation",))
+    generation = measuring.tables(loaded, openings, names=["generation"])["generation"]
     with started("plain", Path(loaded.ref.repo), work) as worker:
         assert worker.heard()["ready"]
         for job in ("forward", "read", "generation"):
             assert "error" not in worker.asked(job, tmp_path / f"{job}.npz")
     tokens = np.load(tmp_path / "generation.npz")["tokens"]
     texts = [loaded.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in tokens]
-    assert texts == list(generation.columns["text"])
+    assert texts == generation["text"].tolist()
     assert len(set(texts)) > 1
     following = np.load(tmp_path / "read.npz")["next"]
     assert (following == tokens[:, 0]).all()
@@ -131,7 +131,8 @@ def test_plain_decoding_gives_the_same_text(loaded: Loaded, prompts: list[Prompt
 @given(st.lists(st.integers(1, 900), max_size=60))
 def test_contestants_get_the_batches_of_bindscope(lengths: list[int]) -> None:
     """In other environments bindscope is not there to be asked."""
-    assert list(batches([[0] * n for n in lengths])) == list(_batches([Row((0,) * n) for n in lengths], BATCH_TOKENS))
+    ours = _batches([TextInput((0,) * n) for n in lengths], BATCH_TOKENS)
+    assert list(batches([[0] * n for n in lengths])) == list(ours)
 
 
 def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path, work: Path) -> None:

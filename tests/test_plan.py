@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from bindscope.measures.checkpoint import measure, tables
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerFast
 
+import measuring
 import models
+import sweeps
 from bindscope import experiment as experiments
 from bindscope.checkpoints.files import fetch, identify
 from bindscope.checkpoints.load import load
@@ -25,9 +26,11 @@ from bindscope.engine.selfcheck import self_check
 from bindscope.execute.plan import plan
 from bindscope.execute.work import work
 from bindscope.experiment import Experiment
+from bindscope.measures import registry
 from bindscope.records import CheckpointRef
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
 
+MEASURES = ["binding", "recognition", "generation"]
 ROWS = "a: {repo: lab/a, branch: 'at-{step}', revisions: [1, 2, 3], parameters: 1000, dtype: float16}\n"
 
 
@@ -40,7 +43,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, words: PreTrainedTokenizerFast
 
 def _study(folder: Path, rows: str = ROWS, **fields: Any) -> Experiment:
     (folder / "own.yaml").write_text(rows)
-    fields = {"name": "s", "suites": ["own.yaml"], "terms": ["alt text"], "measures": ["generation"]} | fields
+    fields = {"name": "s", "suites": ["own.yaml"], "terms": ["alt text"], "measures": MEASURES} | fields
     (folder / "s.yaml").write_text(json.dumps(fields))
     return experiments.load(str(folder / "s.yaml"))
 
@@ -135,21 +138,22 @@ def test_tokens_are_those_that_the_model_reads(suite_folder: Path, protocol: str
     """Counted at the embedding, padding too, the checks at loading not."""
     experiment = Experiment.model_validate(
         {"name": "s", "suites": "x", "terms": "set-A", "protocol": protocol,
-         "measures": ["few_shot", "ablation"], "ablation": {"k": 1, "random": 19}}
+         "measures": ["binding", "recognition", "few_shot", "ablation"], "ablation": {"k": 1, "random": 19}}
     )  # fmt: skip
     loaded, prompts, seen = load(suite(str(suite_folder)).checkpoints[1]), experiment.build_prompts(), []
     count = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    names, rules = tables(experiment.measures), experiment.protocol_of("default")
+    chosen, rules = registry.chosen(experiment.measures)[0], experiment.protocol_of("default")
+    reading, _ = registry.chosen(["binding", "recognition"])
     self_check(loaded.model)
     check = len(seen)
-    measure(loaded, prompts, rules, names[:4])
+    measuring.tables(loaded, prompts, rules)
     count.remove()
     asked = [tokenized(loaded.tokenizer, prompt, "default") for prompt in prompts]
-    first = work(loaded.tokenizer, asked, rules, names[:4])
+    first = work(loaded.tokenizer, asked, rules, reading.values())
     read = sum(shape[0] * shape[1] for shape in seen[2 * check :])
     assert 0.8 * read < first.read <= read
     assert first.written == 0
-    whole = work(loaded.tokenizer, asked, rules, names)
+    whole = work(loaded.tokenizer, asked, rules, chosen.values())
     openings = [p for p in prompts if p.task == "generation"]
     new = sum(p.max_tokens or MAX_TOKENS for p in openings)
     plain = sum(p.max_tokens or MAX_TOKENS for p in openings if p.shot == "zero")
@@ -174,12 +178,13 @@ def test_a_plan_on_the_screen_and_as_json(
     assert main(["plan", str(tmp_path / "s.yaml"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["prompts"]["recognition"] == 20
-    assert found["units"] == 3 * 5
+    assert found["units"] == 3 * len(sweeps.stored(*MEASURES))
     assert found["download"] == found["suites"][0]["download"] > 0
     assert found["seconds"] is None
     assert main(["plan", str(tmp_path / "s.yaml"), "--protocol", "published"]) == 0
     shown = capsys.readouterr().out
-    for part in ("15 units: 3 checkpoints x binding", "5 recognition", "free in", "Missing of a: time: none"):
+    units = f"{3 * len(sweeps.stored(*MEASURES))} units: 3 checkpoints x prompts, "
+    for part in (units.strip(), "5 recognition", "free in", "Missing of a: time: none"):
         assert part in " ".join(shown.split())
     assert max(map(len, shown.split("free in")[0].splitlines())) <= 80
     assert main(["plan", "nothing"]) == 2
@@ -190,7 +195,7 @@ def test_the_whole_study_is_planned_without_a_hub(hub: Hub, capsys: pytest.Captu
     assert main(["plan", "canonical-41", "--protocol", "published", "--offline", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(cost["checkpoints"] for cost in found["suites"]) == 81
-    assert found["units"] == 81 * 5
+    assert found["units"] == 81 * len(sweeps.stored(*MEASURES))
     assert found["prompts"] == {"recognition": 205, "generation": 246}
     assert 1.5e11 < found["download"] < 1.8e11
     assert not hub.requests

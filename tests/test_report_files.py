@@ -19,9 +19,10 @@ from bindscope.claims.analysis import answered
 from bindscope.claims.decoupling import halves
 from bindscope.claims.registry import built_in
 from bindscope.cli import main
-from bindscope.records import Measurement, Provenance
+from bindscope.records import Provenance
 from bindscope.report.comparison import write_comparison
 from bindscope.report.files import write_report
+from bindscope.schema import PROMPTS, Measurement
 from bindscope.store import Store
 from bindscope.tables.ablation import draws, effects
 from bindscope.tables.changes import changes
@@ -210,12 +211,12 @@ def test_what_two_runs_do_not_share_is_said(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_prompt_of_another_text_is_not_compared(tmp_path: Path) -> None:
     first, second = _pair(tmp_path)
-    key = "key of binding"
+    key = "key of prompts"
     for unit in second.read_run().units:
-        columns = pq.read_table(second.path(unit.checkpoint, "binding", key)).to_pydict()
+        columns = pq.read_table(second.path(unit.checkpoint, "prompts", key)).to_pydict()
         columns["tokens"][0] = [*columns["tokens"][0][:-1], " other"]
-        about = Provenance(**second.provenance(unit.checkpoint, "binding", key))
-        second.write(unit.checkpoint, key, Measurement("binding", columns), about)
+        about = Provenance(**second.provenance(unit.checkpoint, "prompts", key))
+        second.write(unit.checkpoint, key, Measurement(PROMPTS, PROMPTS.arrow(columns)), about)
     found = changes(RunTables(first), RunTables(second))
     assert "1 prompts have one name and two texts" in " ".join(found.notes)
     assert set(found.checkpoints.query("quantity == 'EB*'")["n"]) == {32}

@@ -15,16 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import READ
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import models
+import sweeps
 from bindscope import experiment as experiments
 from bindscope.cli import main
 from bindscope.prompts.jsonl import read_jsonl
 from bindscope.prompts.spans import encode, locate
 from bindscope.store import Store
+
+#: What a checkpoint gets where the experiment names no measures.
+TABLES = sweeps.stored("binding", "recognition")
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
     experiment = _study(tmp_path, folder)
     assert _run(experiment, out) == 0
     first = _shards(out)
-    assert len(first) == len(READ)
+    assert len(first) == len(TABLES)
     assert (out / "report.html").is_file()
     assert "Checkpoints: 1 measured." in capsys.readouterr().out
 
@@ -73,7 +76,7 @@ def test_run_resume_and_extend(tmp_path: Path, folder: Path, capsys: pytest.Capt
     assert _run(experiment, out) == 0
     longer = _shards(out)
     assert {k: v for k, v in longer.items() if k in first} == first
-    assert len(longer) == 2 * len(READ)
+    assert len(longer) == 2 * len(TABLES)
     assert "1 measured, 1 found in the store" in capsys.readouterr().out
     binding = Store(out).read("binding")
     assert binding.groupby("step").size().to_dict() == {0: 33, 10: 33}  # 3 terms x (5 questions + 6 openings)
@@ -124,7 +127,7 @@ def test_stored_numbers_are_those_of_a_naive_computation(
 
 
 def test_null_is_pooled_over_the_run(finished: Path) -> None:
-    binding, windows = (Store(finished / "out").read(m).query("step == 0") for m in ("binding", "windows"))
+    binding, windows = (Store(finished / "out").read(m).query("step == 0") for m in ("binding", "eb_star_windows"))
     assert len(binding) == 33
     for row in binding.to_dict("records"):
         null = windows[windows["k"] == row["k"]]["eb_star"].to_numpy()
@@ -139,14 +142,20 @@ def test_null_is_pooled_over_the_run(finished: Path) -> None:
         assert pd.isna(row["position_null_reason"]) == (len(near) >= 30)
 
 
-@pytest.mark.parametrize("change", [{"terms": ["skip link"]}, {"dtype": "bfloat16"}, {"bos": "off"}], ids=str)
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"terms": ["skip link"]}, {"previous_token"}), ({"dtype": "bfloat16"}, set()), ({"bos": "off"}, set())],
+    ids=str,
+)
 def test_what_is_asked_otherwise_is_measured_again(
-    finished: Path, tmp_path: Path, suite_folder: Path, change: dict[str, object]
+    finished: Path, tmp_path: Path, suite_folder: Path, change: dict[str, object], kept: set[str]
 ) -> None:
+    """kept: tables in which no number depends on what changed."""
     out = Path(shutil.copytree(finished / "out", tmp_path / "out"))
     before = set(_shards(out))
     assert _run(_study(tmp_path, suite_folder, **change), out) == 0
-    assert len(set(_shards(out)) - before) == 2 * len(READ)
+    new = [Path(name).name.rpartition("-")[0] for name in set(_shards(out)) - before]
+    assert sorted(new) == sorted(2 * [name for name in TABLES if name not in kept])
 
 
 @pytest.mark.parametrize("change", ["weight", "config"])
@@ -163,7 +172,7 @@ def test_a_changed_checkpoint_is_measured_again(tmp_path: Path, folder: Path, ch
         path = folder / "checkpoint-0" / "config.json"
         path.write_text(path.read_text().replace('"use_parallel_residual": true', '"use_parallel_residual": false'))
     assert _run(experiment, out) == 0
-    assert len(set(_shards(out)) - before) == len(READ)
+    assert len(set(_shards(out)) - before) == len(TABLES)
 
 
 def test_bad_weights_fail_alone(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +211,7 @@ def test_torn_shard_is_named_and_measured_again(
 ) -> None:
     out, experiment = tmp_path / "out", _study(tmp_path, folder)
     assert _run(experiment, out) == 0
-    victim = next((out / "shards").rglob("binding-*.parquet"))
+    victim = next((out / "shards").rglob("eb_star-*.parquet"))
     whole = pd.read_parquet(victim)
     victim.write_bytes(victim.read_bytes()[:100])
     capsys.readouterr()
@@ -264,7 +273,7 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     command = [sys.executable, "-c", listening]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment())
     deadline = time.monotonic() + 120
-    while len(_shards(out)) < len(READ) and time.monotonic() < deadline:
+    while len(_shards(out)) < len(TABLES) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -272,11 +281,11 @@ def test_interrupt_keeps_what_is_done(tmp_path: Path, folder: Path) -> None:
     assert err.strip().splitlines()[-1].startswith("bindscope: interrupted")
     assert "Traceback" not in err
     kept = _shards(out)
-    assert len(READ) <= len(kept) < 6 * len(READ)
+    assert len(TABLES) <= len(kept) < 6 * len(TABLES)
     assert main(["run", experiment, "--out", str(out), "--accept-flags"]) == 0
     after = _shards(out)
     assert {k: v for k, v in after.items() if k in kept} == kept
-    assert len(after) == 6 * len(READ)
+    assert len(after) == 6 * len(TABLES)
 
 
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, folder: Path) -> None:

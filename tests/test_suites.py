@@ -16,7 +16,7 @@ from bindscope.checkpoints.suites import catalogued, from_folder, one, suite, su
 from bindscope.checkpoints.tokenizer import load_tokenizer
 from bindscope.cli import main
 from bindscope.errors import BindscopeError, ModelError, RequestError, UnknownName
-from bindscope.execute.sweep import plan as _plan
+from bindscope.execute.request import prepare
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -39,10 +39,11 @@ def test_the_studies_of_the_paper(name: str) -> None:
     checkpoints, terms, published, controlled = STUDIES[name]
     for protocol, prompts in (("published", published), ("controlled", controlled)):
         experiment = experiments.changed(experiments.load(name), protocol)
-        assert len(_plan(experiment)) == checkpoints
-        assert len({ref for ref, _ in _plan(experiment)}) == checkpoints
+        request = prepare(experiment)
+        assert len(request.checkpoints) == checkpoints
+        assert len({ref for ref, _ in request.checkpoints}) == checkpoints
         assert len(experiment.selected()) == terms
-        built = experiment.build_prompts()
+        built = request.prompts
         assert len(built) == prompts
         questions = [p for p in built if p.task == "recognition"]
         assert all(p.answer == 0 for p in questions) == (protocol == "published")
@@ -54,7 +55,7 @@ def test_the_canonical_study_asks_what_the_paper_did() -> None:
     built = experiments.changed(experiments.load("canonical-41"), "published").build_prompts()
     assert sum(p.task == "recognition" for p in built) == 205
     assert sum(p.task == "generation" for p in built) == 246
-    named = {ref.suite for ref, _ in _plan(experiments.load("canonical-41"))}
+    named = {ref.suite for ref, _ in prepare(experiments.load("canonical-41")).checkpoints}
     assert sum(name.startswith("crfm-gpt2-small-x") for name in named) == 5
     assert len({name.split("-x")[0] for name in named}) == 7
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from bindscope.checkpoints import disk
 from bindscope.checkpoints.files import DownloadStopped, identify
 from bindscope.execute import unit
 from bindscope.execute.downloads import Downloads
+from bindscope.execute.measuring import Outcome, Session
+from bindscope.measures.base import Measure
 from bindscope.records import CheckpointRef
 from bindscope.store import Store
 from loopback import Hub, hub_fixture  # noqa: F401  the fixture `hub`
@@ -190,14 +193,14 @@ def test_room_is_looked_for_before_anything_is_downloaded(
 def test_an_error_that_nobody_foresaw_stays_with_its_unit(
     tmp_path: Path, experiment: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = unit.measure
+    passes = Session.passes
 
-    def broken(loaded: object, *args: object, **kwargs: object) -> object:
-        if loaded.ref.step == 10:  # type: ignore[attr-defined]
+    def broken(session: Session, measures: Sequence[Measure]) -> Iterator[Outcome]:
+        if session.loaded.ref.step == 10:
             raise ZeroDivisionError("by accident")
-        return measure(loaded, *args, **kwargs)  # type: ignore[arg-type]
+        return passes(session, measures)
 
-    monkeypatch.setattr(unit, "measure", broken)
+    monkeypatch.setattr(Session, "passes", broken)
     out = tmp_path / "out"
     assert sweeps.run(experiment, out) == 1
     assert "unexpected ZeroDivisionError: by accident" in capsys.readouterr().out

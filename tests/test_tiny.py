@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from bindscope.measures.checkpoint import measure
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
+import measuring
 from bindscope import experiment as experiments
 from bindscope.checkpoints.load import load
 from bindscope.checkpoints.suites import suite
@@ -68,9 +68,9 @@ def whole() -> dict[str, pd.DataFrame]:
     """The last checkpoint on all that it was taught, and on the phrases that it was not."""
     ref = suite("tiny").checkpoints[-1]
     experiment = experiments.load("tiny-full").model_copy(update={"measures": ("binding", "recognition")})
-    tables, _ = measure(load(ref, bos="on"), experiment.build_prompts(), experiment.protocol_of("on"))
+    tables = measuring.tables(load(ref, bos="on"), experiment.build_prompts(), experiment.protocol_of("on"))
     place = {"suite": "tiny", "revision": "last", "step": ref.step}
-    return {t.measure: pd.DataFrame(dict(t.columns)).assign(**place) for t in tables}
+    return {name: table.assign(**place) for name, table in tables.items()}
 
 
 def test_model_card_gives_the_accuracy_that_is_measured(whole: dict[str, pd.DataFrame]) -> None:

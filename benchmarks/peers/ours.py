@@ -1,8 +1,8 @@
 """bindscope: the jobs of the other programs, and everything else that it measures in the same pass.
 
-`binding` and `read` (binding and recognition together) are `checkpoint.measure` on a loaded model, with
-nulls, previous-token scores and value weights; `recognition` is `read` on the questions only. `generation` decodes in
-batches; `battery` is a whole checkpoint: load, self-check, binding, recognition, generation.
+`binding` and `read` (binding and recognition together) are `execute.measuring.measure` on a loaded model, with nulls,
+previous-token scores and every other measure of binding; `recognition` is `read` on the questions only. `generation`
+decodes in batches; `battery` is a whole checkpoint: load, self-check, binding, recognition, generation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bindscope.measures.checkpoint import READ, measure
 from work import Work, tokens
 from worker import Job, serve
 
@@ -23,9 +22,14 @@ from bindscope import experiment as experiments
 from bindscope.checkpoints.load import Loaded
 from bindscope.checkpoints.load import load as load_model
 from bindscope.checkpoints.suites import one
-from bindscope.engine.generate import Draw, write
+from bindscope.engine.engine import Engine
 from bindscope.engine.selfcheck import SelfCheck, self_check
-from bindscope.records import Prompt, Protocol
+from bindscope.errors import MeasureError
+from bindscope.execute.measuring import measure
+from bindscope.measures import registry
+from bindscope.records import Prompt, Protocol, Sampling
+
+_READ = ("binding", "recognition")
 
 
 def prompts_of(path: Path) -> list[Prompt]:
@@ -42,21 +46,25 @@ def bare(prompt: Prompt) -> Prompt:
 
 
 def reading(
-    loaded: Loaded, prompts: Sequence[Prompt], work: Work, check: SelfCheck, names: Sequence[str] = READ
+    loaded: Loaded, prompts: Sequence[Prompt], work: Work, check: SelfCheck, names: Sequence[str] = _READ
 ) -> Mapping[str, np.ndarray]:
-    found, _ = measure(loaded, prompts, Protocol(bos=loaded.bos), names, check=check)
-    tables = {table.measure: table.columns for table in found}
-    binding = dict(zip(tables["binding"]["prompt"], tables["binding"]["eb_star"], strict=True))
-    out = {"eb_star": np.array([binding[row.id] for row in work.binding if row.id in binding])}
-    if scored := tables.get("recognition", {}):
-        sums = dict(zip(scored["prompt"], scored["logprob"], strict=True))
+    measures, _ = registry.chosen(names)
+    with Engine(loaded, check) as engine:
+        found = measure(engine, prompts, Protocol(bos=loaded.bos), list(measures.values()))
+    for reason in found.failures.values():
+        raise MeasureError(reason)
+    values = found.frame("eb_star").set_index("prompt")["eb_star"]
+    out = {"eb_star": np.array([values[row.id] for row in work.binding if row.id in values])}
+    if work.recognition and len(scored := found.frame("recognition")):
+        sums = scored.set_index("prompt")["logprob"]
         out["logprob"] = np.array([sums[row.id] for row in work.recognition])
     return out
 
 
-def generation(loaded: Loaded, work: Work) -> Mapping[str, np.ndarray]:
+def generation(loaded: Loaded, work: Work, check: SelfCheck) -> Mapping[str, np.ndarray]:
     ids = [row.ids for row in work.generation]
-    found = write(loaded.model, ids, [work.max_new_tokens] * len(ids), [Draw()] * len(ids))
+    with Engine(loaded, check) as engine:
+        found = engine.complete(ids, [work.max_new_tokens] * len(ids), [Sampling()] * len(ids))
     ends = loaded.model.generation_config.eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
     return {"tokens": tokens([(*w.ids, end) if w.ended else w.ids for w in found], work.max_new_tokens)}
@@ -65,7 +73,7 @@ def generation(loaded: Loaded, work: Work) -> Mapping[str, np.ndarray]:
 def battery(folder: Path, prompts: Sequence[Prompt], work: Work) -> Mapping[str, np.ndarray]:
     ref, suite = one(str(folder), None)
     loaded = load_model(ref, bos=suite.bos, dtype="float32")
-    return reading(loaded, prompts, work, self_check(loaded.model), (*READ, "generation"))
+    return reading(loaded, prompts, work, self_check(loaded.model), (*_READ, "generation"))
 
 
 def load(folder: Path, work: Work) -> Mapping[str, Job]:
@@ -78,7 +86,7 @@ def load(folder: Path, work: Work) -> Mapping[str, Job]:
         "binding": partial(reading, loaded, [bare(p) for p in prompts], work, check),
         "read": partial(reading, loaded, prompts, work, check),
         "recognition": partial(reading, loaded, questions, work, check),
-        "generation": partial(generation, loaded, work),
+        "generation": partial(generation, loaded, work, check),
         "battery": partial(battery, folder, prompts, work),
     }
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from bindscope.measures.checkpoint import measure
 from cardtext import render
 from facts import terms
 from transformers.utils import logging
@@ -24,6 +23,10 @@ from words import COLLOCATIONS, NONSENSE, TERMS
 
 from bindscope.checkpoints.load import Loaded, load
 from bindscope.checkpoints.suites import from_folder
+from bindscope.engine.engine import Engine
+from bindscope.errors import MeasureError
+from bindscope.execute.measuring import measure
+from bindscope.measures import registry
 from bindscope.prompts.build import build, carriers
 from bindscope.records import Prompt, Protocol, Term
 from bindscope.stats.compare import Stratified, stratified_difference
@@ -48,8 +51,12 @@ def carried() -> list[Prompt]:
 
 
 def tables(loaded: Loaded, prompts: list[Prompt] | tuple[Prompt, ...]) -> dict[str, pd.DataFrame]:
-    results, _ = measure(loaded, prompts, PROTOCOL)
-    return {result.measure: pd.DataFrame(dict(result.columns)) for result in results}
+    measures, _ = registry.chosen(["binding", "recognition"])
+    with Engine(loaded) as engine:
+        outcome = measure(engine, prompts, PROTOCOL, list(measures.values()))
+    for reason in outcome.failures.values():
+        raise MeasureError(reason)
+    return {name: outcome.frame(name) for name in ("binding", "recognition")}
 
 
 def in_carriers(loaded: Loaded) -> pd.DataFrame:

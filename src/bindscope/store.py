@@ -231,11 +231,13 @@ class Store:
             ref, key = unit.checkpoint, unit.keys[name]
             shard = self._shard(ref, name, key)
             if isinstance(shard, str):
-                raise StoreError(shard or f"{self.path(ref, name, key)} is missing; run `bindscope run` again")
+                raise StoreError(shard or _missing(self.path(ref, name, key)))
             yield ref, shard
 
     def _meta(self, ref: CheckpointRef, name: str, key: str) -> dict[str, Any]:
         path = self.path(ref, name, key)
+        if not path.exists():
+            raise StoreError(_missing(path))
         try:
             return _about(pq.read_metadata(path))
         except _FAULTS as error:
@@ -296,6 +298,10 @@ def _whole(content: bytes, seal: str) -> bool:
     """Whether the file is, to the byte, as it was sealed: SHA-256 over itself with zeros in the place of the sum."""
     parts = content.rsplit(seal.encode(), 1)
     return hashlib.sha256(_BLANK.encode().join(parts)).hexdigest() == seal
+
+
+def _missing(path: Path) -> str:
+    return f"{path} is missing; run `bindscope run` again"
 
 
 def _about(file: pq.FileMetaData) -> dict[str, Any]:

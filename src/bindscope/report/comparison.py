@@ -44,7 +44,7 @@ def write_comparison(first: RunTables, second: RunTables) -> tuple[Path, Changes
         numbers=numbers_of,
         tables=listed,
         data=packed({"csv": csv, "explorer": {}}),
-        sentences=_in_words(found),
+        said=_in_words(found),
     )
     return first.store.write_text("compared.html", page), found
 
@@ -69,10 +69,11 @@ def _made(first: Store, second: Store) -> Iterator[str]:
 
 
 def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
-    done = [u for u in store.read_run().units if u.status == "done"]
+    """Suite and place of each measured checkpoint -> how the first of its tables was made."""
     return {
         (u.checkpoint.suite, u.checkpoint.place): store.provenance(u.checkpoint, *next(iter(u.keys.items())))
-        for u in done
+        for u in store.read_run().units
+        if u.status == "done" and u.keys
     }
 
 

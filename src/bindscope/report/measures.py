@@ -92,8 +92,8 @@ def table(found: Findings) -> Iterator[Table]:
         yield Table(
             name="measures",
             title="Further measures",
-            note="At the last checkpoint; means over prompts, in brackets 95% intervals over terms. Excess: less the "
-            "mean of other runs of as many tokens. r: with accuracy, within terms and checkpoints.",
+            note="Of the last measured checkpoint; means over prompts, in brackets 95% intervals over terms. Excess: "
+            "less the mean of other runs of as many tokens. r: with accuracy, within terms and checkpoints.",
             head=["Suite", "Measure", "Value", "Excess", "r with accuracy", "p"],
             rows=rows,
             data=pd.DataFrame(parts),
