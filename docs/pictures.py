@@ -1,7 +1,7 @@
 """Draws the pictures of docs/concepts.md from its worked example: `python docs/pictures.py`.
 
-Every number comes from `bindscope.measures.binding`. The pictures have a light background of their own, so they look
-the same on light and on dark pages.
+Every number comes from the functions of `bindscope.measures`. The pictures have a light background of their own, so
+they look the same on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bindscope.measures.binding import against, eb, head_values, window_starts
+from bindscope.engine.data import TextData
+from bindscope.measures.eb_star import eb_star
+from bindscope.measures.mass import mass
+from bindscope.measures.nulls import against, window_starts
+from bindscope.measures.view import SpanView
 
 WORDS = ["⟨s⟩", "A", "touch", "target", "size", "of", "44", "pixels", "helps", "people", "who", "tremble"]
 START, K = 2, 3
@@ -23,7 +27,7 @@ INK, SOFT, BLUE, ORANGE, PALE, GRID = "#1b1b1b", "#494949", "#0067a5", "#b34700"
 
 
 def band() -> np.ndarray:
-    """The example as `head_values` wants it: (layers, heads, positions, 1 + 2)."""
+    """The attention of the example, (layers, heads, positions, 1 + 2); see `TextData.band`."""
     P = np.zeros((2, 4, len(WORDS), K), np.float32)
     for layer, heads in enumerate(ATTENTION):
         for head, (second_first, third_first, third_second) in enumerate(heads):
@@ -31,6 +35,11 @@ def band() -> np.ndarray:
             P[layer, head, START + 2, 2] = third_first
             P[layer, head, START + 2, 1] = third_second
     return P
+
+
+def view(P: np.ndarray, start: int, k: int) -> SpanView:
+    """The term at positions start ... start + k - 1."""
+    return SpanView(TextData(ids=tuple(range(P.shape[2])), band=P), [start], k)
 
 
 def text(
@@ -84,8 +93,8 @@ def row() -> str:
 
 def heads() -> str:
     """From BSI of every head to EB of a layer to EB*."""
-    bsi = head_values(band(), START, K).bsi
-    of_layer, parts = eb(bsi), []
+    shown = view(band(), START, K)
+    bsi, of_layer, parts = shown.bsi[0], eb_star(shown)["eb_per_layer"][0], []
     for layer in range(2):
         x0, mean = 50 + layer * 290, bsi[layer].mean()
         parts.append(text(x0 + 5, 34, f"layer {layer}", 15, anchor="start", bold=True))
@@ -118,7 +127,7 @@ def length() -> str:
     for k in (2, 3, 4):
         P = np.zeros((1, 12, k + 1, k), np.float32)
         P[0, 0, 2:, 1] = 1
-        values = head_values(P, 1, k)
+        shown = view(P, 1, k)
         parts.append(text(x0, 34, f"k = {k}", 15, anchor="start", bold=True))
         for i in range(1, k):
             for j in range(i):
@@ -129,9 +138,9 @@ def length() -> str:
                     text(x + 15, y + 21, "1" if on else "0", 14, "#fefefe" if on else INK),
                 ]
         parts += [
-            text(x0, 172, f"BSI = {k - 1}/{k * (k - 1) // 2} = {values.bsi[0, 0]:.3f}", 14, anchor="start"),
-            text(x0, 194, f"EB* (H = 12) = {eb(values.bsi).max():.4f}", 14, anchor="start"),
-            text(x0, 216, f"EB*_mass = {eb(values.mass).max():.4f}", 14, anchor="start"),
+            text(x0, 172, f"BSI = {k - 1}/{k * (k - 1) // 2} = {shown.bsi[0, 0, 0]:.3f}", 14, anchor="start"),
+            text(x0, 194, f"EB* (H = 12) = {eb_star(shown)['eb_star'][0]:.4f}", 14, anchor="start"),
+            text(x0, 216, f"EB*_mass = {mass(shown)['eb_star_mass'][0]:.4f}", 14, anchor="start"),
         ]
         x0 += 195
     parts.append(
@@ -149,7 +158,7 @@ def length() -> str:
 
 def null() -> str:
     """The null windows of one sentence, and the term's value compared with theirs."""
-    observed = float(eb(head_values(band(), START, K).bsi).max())
+    observed = float(eb_star(view(band(), START, K))["eb_star"][0])
     null_values = against(observed, np.array(WINDOWS), len(WINDOWS))
     parts = [text(20, 30, "Windows of three tokens that are not the term", 15, anchor="start", bold=True)]
     for i, word in enumerate(WORDS):
@@ -169,14 +178,14 @@ def null() -> str:
     for tick in (0, 0.1, 0.2, 0.3, 0.4):
         parts += [line(at(tick), 200, at(tick), 206, INK), text(at(tick), 222, f"{tick:.1f}", 12, SOFT)]
     parts += [f'<circle cx="{at(v):g}" cy="188" r="7" fill="{BLUE}"/>' for v in WINDOWS]
-    mean, value = at(null_values.mean or 0), at(observed)
+    mean, value = at(null_values["null_mean"] or 0), at(observed)
     parts += [
         line(mean, 166, mean, 200, BLUE, 2, "4 3"),
-        text(mean, 160, f"their mean {null_values.mean:.2f}", 13, BLUE, "end"),
+        text(mean, 160, f"their mean {null_values['null_mean']:.2f}", 13, BLUE, "end"),
         f'<path d="M{value:g} 174l9 -16h-18z" fill="{ORANGE}"/>',
         text(value, 150, f"the term {observed:.2f}", 13, ORANGE, "start", True),
         line(mean + 2, 240, value, 240, ORANGE, 3),
-        text(value + 8, 245, f"excess {null_values.excess:.2f}", 13, ORANGE, "start"),
+        text(value + 8, 245, f"excess {null_values['excess']:.2f}", 13, ORANGE, "start"),
     ]
     return picture(780, 262, "Null windows of a sentence, and the excess of the term over their mean", parts)
 

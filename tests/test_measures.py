@@ -29,6 +29,7 @@ from bindscope.measures.view import SpanView
 from bindscope.schema import Table, markdown
 from bindscope.store import Store
 
+CLAIM_PAGE = (Path(__file__).parents[1] / "docs" / "your-claim.md").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parents[1] / "docs" / "your-measure.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
@@ -50,15 +51,17 @@ def importable(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page's measure in a file, installed from a wheel as its section on packages says."""
+    """The measure and the claim of the two pages, installed from a wheel as their sections on packages say."""
     root = tmp_path_factory.mktemp("plugin")
     (root / "part_cosine.py").write_text(CODE[0])
+    (root / "mine.py").write_text(re.findall(r"```python\n(.*?)```", CLAIM_PAGE, re.DOTALL)[0])
     entry = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert entry
+    claim = '[project.entry-points."bindscope.claims"]\nmine = "mine:CLAIM"\n'
     (root / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-        '[project]\nname = "part-cosine"\nversion = "1.0"\n' + entry[1] + "[tool.hatch.build.targets.wheel]\n"
-        'only-include = ["part_cosine.py"]\n'
+        '[project]\nname = "part-cosine"\nversion = "1.0"\n' + entry[1] + claim + "[tool.hatch.build.targets.wheel]\n"
+        'only-include = ["part_cosine.py", "mine.py"]\n'
     )
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
     subprocess.run(build, cwd=root, check=True, capture_output=True)
@@ -168,6 +171,21 @@ def test_it_is_on_the_page_and_in_the_paper(run: Path) -> None:
     own = table[(table["step"] == 6000) & ~table["prompt"].str.contains("/carriers/")]  # the terms' own prompts
     assert values[values["step"] == 6000]["value"].iloc[0] == pytest.approx(own["part_cosine"].mean())
     assert (run / "out" / "paper.pdf").stat().st_size > 10_000
+
+
+def test_the_claim_of_the_wheel_is_answered_everywhere(run: Path) -> None:
+    claims = pd.read_csv(run / "out" / "analysis" / "claims.csv")
+    assert set(claims[claims["claim"] == "mine"]["id"]) == {"mine.rho"}
+    page = (run / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Are the terms that are bound most known best?" in page
+    assert 'id="claim-mine"' in page
+    assert (run / "out" / "figures" / "bound-and-known.svg").exists()
+    assert "mine" in set(pd.read_csv(run / "out" / "analysis" / "sentences.csv")["claim"])
+
+
+def test_one_file_each(folder: Path) -> None:
+    """A measure is one file, a claim with its figure is one file, and nothing in the package was touched for them."""
+    assert sorted(p.name for p in folder.glob("*.py")) == ["mine.py", "part_cosine.py"]
 
 
 def test_it_is_shown_in_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
