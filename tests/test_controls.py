@@ -94,7 +94,7 @@ def test_frames_carry_any_expression(name: str, real_tokenizer: PreTrainedTokeni
 def test_audit_shows_groups_and_warns(capsys: pytest.CaptureFixture[str], suite_folder: Path) -> None:
     assert main(["audit", str(suite_folder), "--terms", "wrong-domain"]) == 0
     shown = capsys.readouterr().out
-    assert "expressions by tokens (k)" in " ".join(shown.split())
+    assert "expressions by number of tokens (k)" in " ".join(shown.split())
     assert all(group in shown for group in GROUPS[:-1])
     assert shown.count("wrong-domain") == 0  # it is the terms here, and not its own control
     assert "Warning: nonsense has no expression of" in shown
