@@ -200,7 +200,8 @@ def analyse(results: Store | str | Path, claims: Iterable[Claim] = ()) -> Analys
     results: what `run` or `read` returns, or the folder.
     claims: claims of one's own, asked beside the others (docs/your-claim.md).
 
-    Raises StoreError where there is nothing to analyse. A claim that cannot be computed is named in `.problems`.
+    Raises StoreError where there is nothing to analyse, RequestError for a run without binding. A claim that cannot be
+    computed is named in `.problems`.
 
     >>> found = bs.analyse(folder)
     >>> found.results.query("claim == 'C1-A' and reading == 'published'")[["id", "n"]]
@@ -210,7 +211,9 @@ def analyse(results: Store | str | Path, claims: Iterable[Claim] = ()) -> Analys
     from bindscope.claims.analysis import analyse as compute
     from bindscope.tables.run import RunTables
 
-    return compute(RunTables(_store(results)), claims)
+    tables = RunTables(_store(results))
+    tables.check_reportable()
+    return compute(tables, claims)
 
 
 def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[str, Figure]:
@@ -219,7 +222,8 @@ def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[s
 
     results, claims: as for `analyse`.
 
-    Raises StoreError where the results cannot be read. Warns of a claim's figure that cannot be drawn.
+    Raises StoreError where the results cannot be read, RequestError for a run without binding. Warns of a claim's
+    figure that cannot be drawn.
 
     Examples:
         >>> list(bs.figures(folder))[:3]
@@ -231,6 +235,7 @@ def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[s
     from bindscope.tables.run import RunTables
 
     tables = RunTables(_store(results))
+    tables.check_reportable()
     analysis = compute(tables, claims) if tables.has_questions else None
     found, problems = drawn(Findings(tables) if analysis is None else analysis.findings, analysis)
     for problem in (*(() if analysis is None else analysis.problems), *problems):

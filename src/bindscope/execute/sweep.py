@@ -183,6 +183,9 @@ class Sweep:
             self._flags += late
             if late and not self.options.accept:
                 result = Result(None, ModelError(f"{late[0].text}; {REMEDY}"), f"{late[0].text}\n")
+        if result.lacking and not self._held(i, result.lacking):  # no measure has results
+            reasons = "; ".join(result.lacking.values())
+            result = Result(result.weights, MeasureError(reasons), f"{reasons}\n")
         if result.error is not None:
             self._fail(i, result)
         else:
@@ -193,14 +196,17 @@ class Sweep:
     def _done(self, i: int, lacking: dict[str, str] | None = None) -> None:
         """Record a checkpoint that is measured, without the tables of measures that have no results."""
         ref, lacking = self._plan[i][0], lacking or {}
-        gone = {table.name for name in lacking for table in self.request.measures[name].tables}
-        keys = {name: key for name, key in self._keys[i].items() if name not in gone}
-        self._units[i] = Unit(checkpoint=ref, status="done", keys=keys, lacking=lacking)
+        self._units[i] = Unit(checkpoint=ref, status="done", keys=self._held(i, lacking), lacking=lacking)
         for reason in lacking.values():
             self._errors.append(MeasureError(f"{ref.suite}, {ref.label}: {reason}"))
             self.watcher.note(f"{ref.suite}, {ref.label}: {reason}")
         (self.store.root / self.store.note(ref, "failures")).unlink(missing_ok=True)
         self.watcher.end(ref, None)
+
+    def _held(self, i: int, lacking: dict[str, str]) -> dict[str, str]:
+        """Tables of the unit -> keys, without those of the measures that have no results."""
+        gone = {table.name for name in lacking for table in self.request.measures[name].tables}
+        return {name: key for name, key in self._keys[i].items() if name not in gone}
 
     def _fail(self, i: int, result: Result) -> None:
         assert result.error is not None

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from bindscope.errors import RequestError
 from bindscope.schema import Table
 from bindscope.stats.correlate import Undefined
 from bindscope.store import RunFile, Store
@@ -18,6 +19,9 @@ from bindscope.tables.heads import by_head
 from bindscope.tables.observations import by_layer, observations, own_prompts
 from bindscope.tables.summary import by_checkpoint
 from bindscope.tables.tokens import by_kind, cuts
+
+#: Measures without which there is neither a report nor an analysis.
+REPORTED = ("eb_star", "mass", "previous_token")
 
 
 class RunTables:
@@ -53,6 +57,24 @@ class RunTables:
     def suites(self) -> list[str]:
         """Suites with at least one measured checkpoint, in the order of the experiment."""
         return list(dict.fromkeys(u.checkpoint.suite for u in self.run.units if u.status == "done"))
+
+    @property
+    def not_reportable(self) -> str:
+        """Why there can be no report and no analysis, in one line: no measured checkpoint has what they are about. Empty
+        where there can be, and where nothing is measured yet."""
+        done = [unit for unit in self.run.units if unit.status == "done"]
+        lacking = [name for name in REPORTED if not any(name in unit.keys for unit in done)]
+        if not done or not lacking:
+            return ""
+        return (
+            f"report and analysis are about EB*, and this run has no {', '.join(lacking)}; add binding to its measures "
+            "or read its tables as they are (bs.read, bindscope export)"
+        )
+
+    def check_reportable(self) -> None:
+        """Raises RequestError where there can be no report and no analysis."""
+        if reason := self.not_reportable:
+            raise RequestError(f"{self.store.root}: {reason}")
 
     @property
     def has_questions(self) -> bool:

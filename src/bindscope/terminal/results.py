@@ -178,6 +178,15 @@ def outcome(tables: RunTables, result: Outcome, report: Path) -> None:
     if len(gone):
         reasons = ", ".join(f"{n} {reason}" for reason, n in gone["reason"].value_counts().items())
         _OUT.print(f"Prompts without a binding value: {reasons}; the report lists them.")
+    counted(result)
+    if tables.has_questions:
+        answers, shown = tables.store.root / "analysis", f"bindscope analyse {tables.store.root}"
+        _OUT.print(f"Claims, published and controlled: {answers}/ ({shown} prints them)", markup=False, soft_wrap=True)
+    _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
+
+
+def counted(result: Outcome) -> None:
+    """How many checkpoints were measured, found in the store, and failed, with the reasons."""
     failed = [u for u in result.units if u.status == "failed"]
     found = len(result.units) - len(failed) - result.measured
     counts = [
@@ -188,10 +197,6 @@ def outcome(tables: RunTables, result: Outcome, report: Path) -> None:
     _OUT.print(f"Checkpoints: {', '.join(counts)}.")
     for unit in failed:
         _OUT.print(f"  {unit.checkpoint.suite}, {unit.checkpoint.label}: {unit.reason}", markup=False, soft_wrap=True)
-    if tables.has_questions:
-        answers, shown = tables.store.root / "analysis", f"bindscope analyse {tables.store.root}"
-        _OUT.print(f"Claims, published and controlled: {answers}/ ({shown} prints them)", markup=False, soft_wrap=True)
-    _OUT.print(f"Report: {report.resolve()}", markup=False, soft_wrap=True)
 
 
 def compared(page: Path, found: Changes) -> None:
