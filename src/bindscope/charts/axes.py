@@ -21,12 +21,16 @@ STEP = "datum.value < 1000 ? format(datum.value, 'd') : format(datum.value / 100
 def over_steps(steps: Any, scale: Scale, column: str = "step") -> alt.X:
     """The horizontal axis: steps on a symmetric log scale, so that step 0 has a place, or on a linear one."""
     values = sorted({float(step) for step in steps})
-    x = alt.X(f"{column}:Q", title=f"training step ({scale} scale)")
-    ticks = {"grid": False, "labelExpr": STEP, "labelFlush": False, **_SPACED}
+    # Plain dictionaries, because Altair copies its own objects with all of their hundred fields, again and again.
+    ticks: dict[str, Any] = {"grid": False, "labelExpr": STEP, "labelFlush": False, **_SPACED}
+    spread: dict[str, Any] = {"nice": False}
     if scale == "linear":
-        return x.scale(nice=False).axis(tickCount=5, **ticks)
-    least = min((v for v in values if v > 0), default=1.0)
-    return x.scale(type="symlog", constant=least / 3, nice=False).axis(values=values, **ticks)
+        ticks["tickCount"] = 5
+    else:
+        least = min((v for v in values if v > 0), default=1.0)
+        ticks["values"] = values
+        spread |= {"type": "symlog", "constant": least / 3}
+    return alt.X(f"{column}:Q", title=f"training step ({scale} scale)", scale=spread, axis=ticks)
 
 
 def lines(
@@ -44,8 +48,8 @@ def lines(
     """
     data = pd.concat([long(table, column, label) for column, label in columns.items()], ignore_index=True)
     labels = list(columns.values())
-    key = alt.Legend(title=None, orient="top", columns=1, symbolStrokeWidth=0)
-    tall = alt.Scale(zero=True) if top is None else alt.Scale(domain=[0, top], nice=True)
+    key: dict[str, Any] = {"title": None, "orient": "top", "columns": 1, "symbolStrokeWidth": 0}
+    tall: dict[str, Any] = {"zero": True} if top is None else {"domain": [0, top], "nice": True}
     step = over_steps(data["step"], scale)
     base = alt.Chart(data).encode(step)
     bands = [
@@ -55,9 +59,9 @@ def lines(
         for label, color in zip(labels, SERIES, strict=False)
     ]
     n = len(labels)
-    color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=labels, range=SERIES[:n]))
-    dash = alt.StrokeDash("line:N", legend=None, scale=alt.Scale(domain=labels, range=DASHES[:n]))
-    shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=labels, range=SHAPES[:n]))
+    color = alt.Color("line:N", legend=key, scale={"domain": labels, "range": SERIES[:n]})
+    dash = alt.StrokeDash("line:N", legend=None, scale={"domain": labels, "range": DASHES[:n]})
+    shape = alt.Shape("line:N", legend=key, scale={"domain": labels, "range": SHAPES[:n]})
     value = alt.Y("value:Q", title=axis, scale=tall)
     curve = base.mark_line(strokeWidth=2.2).encode(value, color, dash)
     points = base.mark_point(filled=True, size=46, opacity=1).encode(value, color, shape)
