@@ -15,8 +15,8 @@ _WRITTEN = 520
 
 def cells(data: pd.DataFrame, x: alt.X, y: alt.Y, value: str, *, top: float, title: str) -> Any:
     """Cells shaded in eight steps from 0 to `top`, with their numbers where there are not too many."""
-    scale = alt.Scale(type="quantize", domain=[0, top], range=STEPS)
-    legend = alt.Legend(title=title, orient="top", gradientLength=340, format=".2f", labelOverlap=True)
+    scale = {"type": "quantize", "domain": [0, top], "range": STEPS}
+    legend = {"title": title, "orient": "top", "gradientLength": 340, "format": ".2f", "labelOverlap": True}
     base = alt.Chart(data).encode(x, y)
     written = len(data) <= _WRITTEN
     shaded = base.mark_rect(stroke=COLOR["paper"], strokeWidth=1).encode(

@@ -18,12 +18,10 @@ def forest(data: pd.DataFrame, label: str, axis: str, zero: float = 0.0) -> Any:
     """Published and controlled values with intervals, a line of the chart for each value of `label`."""
     order = list(dict.fromkeys(data[label]))
     kept = data[[label, "reading", "value", "low", "high"]].astype({"value": float, "low": float, "high": float})
-    key = alt.Legend(title=None, orient="top")
+    key = {"title": None, "orient": "top"}
     names = list(MARKS)
-    color = alt.Color(
-        "reading:N", legend=key, scale=alt.Scale(domain=names, range=[COLOR[c] for _, c in MARKS.values()])
-    )
-    shape = alt.Shape("reading:N", legend=key, scale=alt.Scale(domain=names, range=[s for s, _ in MARKS.values()]))
+    color = alt.Color("reading:N", legend=key, scale={"domain": names, "range": [COLOR[c] for _, c in MARKS.values()]})
+    shape = alt.Shape("reading:N", legend=key, scale={"domain": names, "range": [s for s, _ in MARKS.values()]})
     base = alt.Chart(kept).encode(
         alt.Y(f"{label}:N", sort=order, title=None).axis(labelLimit=470, ticks=False, grid=True),
         alt.YOffset("reading:N", sort=names),

@@ -84,11 +84,9 @@ def _head_panel(part: pd.DataFrame, top: pd.DataFrame, column: str, cell: int) -
     data = part.assign(size=part[column].abs(), sign=(part[column] < 0).map({True: "below 0", False: "above 0"}))
     data = data[data["size"] > 0.004 * most][["layer", "head", "size", "sign"]]
     spaced = {"labelOverlap": "greedy", "labelAngle": 0, "ticks": False}
-    x = alt.X("head:O", title="head", scale=alt.Scale(domain=list(range(int(part["head"].max()) + 1)))).axis(**spaced)
-    y = alt.Y("layer:O", title="layer", scale=alt.Scale(domain=list(range(int(part["layer"].max()), -1, -1)))).axis(
-        **spaced
-    )
-    size = alt.Size("size:Q", scale=alt.Scale(domain=[0, most], range=[0, (0.86 * cell) ** 2]), legend=None)
+    x = alt.X("head:O", title="head", scale={"domain": list(range(int(part["head"].max()) + 1))}).axis(**spaced)
+    y = alt.Y("layer:O", title="layer", scale={"domain": list(range(int(part["layer"].max()), -1, -1))}).axis(**spaced)
+    size = alt.Size("size:Q", scale={"domain": [0, most], "range": [0, (0.86 * cell) ** 2]}, legend=None)
     base = alt.Chart(data).encode(x, y, size)
     above = base.transform_filter(alt.datum.sign == "above 0").mark_point(
         shape="square", filled=True, color=COLOR["s1"], opacity=1

@@ -91,13 +91,13 @@ def _null(draws: pd.DataFrame, axis: str) -> Any:
     )
     shapes = alt.Shape(
         "label:N",
-        legend=alt.Legend(title=None, orient="top"),
-        scale=alt.Scale(domain=list(_LABELS.values()), range=["triangle-down", "triangle-up"]),
+        legend={"title": None, "orient": "top"},
+        scale={"domain": list(_LABELS.values()), "range": ["triangle-down", "triangle-up"]},
     )
     color = alt.Color(
         "label:N",
-        legend=alt.Legend(title=None, orient="top"),
-        scale=alt.Scale(domain=list(_LABELS.values()), range=[COLOR["s2"], COLOR["s3"]]),
+        legend={"title": None, "orient": "top"},
+        scale={"domain": list(_LABELS.values()), "range": [COLOR["s2"], COLOR["s3"]]},
     )
     base = alt.Chart(marks).encode(alt.X("drop:Q", title=axis), color)
     return alt.layer(
@@ -148,12 +148,10 @@ def _dose(cell: pd.DataFrame, axis: str) -> Any:
     names = ["top heads", "random sets, mean", "bottom heads"]
     data = cell.melt("k", ["top", "random", "bottom"], "set", "drop")
     data["set"] = data["set"].map(dict(zip(("top", "random", "bottom"), names, strict=True)))
-    key = alt.Legend(title=None, orient="top", columns=3, symbolStrokeWidth=0)
-    color = alt.Color("set:N", legend=key, scale=alt.Scale(domain=names, range=[COLOR["s2"], COLOR["s6"], COLOR["s3"]]))
-    shape = alt.Shape(
-        "set:N", legend=key, scale=alt.Scale(domain=names, range=["triangle-down", "circle", "triangle-up"])
-    )
-    dash = alt.StrokeDash("set:N", legend=key, scale=alt.Scale(domain=names, range=[[1, 0], [5, 4], [2, 3]]))
+    key = {"title": None, "orient": "top", "columns": 3, "symbolStrokeWidth": 0}
+    color = alt.Color("set:N", legend=key, scale={"domain": names, "range": [COLOR["s2"], COLOR["s6"], COLOR["s3"]]})
+    shape = alt.Shape("set:N", legend=key, scale={"domain": names, "range": ["triangle-down", "circle", "triangle-up"]})
+    dash = alt.StrokeDash("set:N", legend=key, scale={"domain": names, "range": [[1, 0], [5, 4], [2, 3]]})
     x = alt.X("k:Q", title="heads taken out").axis(values=cell["k"].tolist(), format="d", grid=False).scale(zero=True)
     band = (
         alt.Chart(cell[["k", "random_low", "random_high"]])

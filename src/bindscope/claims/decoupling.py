@@ -113,15 +113,15 @@ def term_by_term(found: Findings) -> Iterator[Figure]:
     kinds = ["decoupled by the rule", "not"]
     for suite, part in table.groupby("suite", sort=False):
         data = part.assign(term=part["term"].map(line), kind=part["decoupled"].map({True: kinds[0], False: kinds[1]}))
-        key = alt.Legend(title=None, orient="top")
-        side = alt.Scale(domain=[-1.05, 1.05], nice=False)
+        key = {"title": None, "orient": "top"}
+        side = {"domain": [-1.05, 1.05], "nice": False}
         base = alt.Chart(data).encode(
             alt.X("early:Q", title="\u03c1 over early checkpoints", scale=side).axis(values=[-1, -0.5, 0, 0.5, 1]),
             alt.Y("late:Q", title="\u03c1 over late checkpoints", scale=side).axis(values=[-1, -0.5, 0, 0.5, 1]),
         )
         points = base.mark_point(size=70, opacity=0.9, strokeWidth=2).encode(
-            alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[COLOR["s2"], COLOR["s1"]]), legend=key),
-            alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=["square", "circle"]), legend=key),
+            alt.Color("kind:N", scale={"domain": kinds, "range": [COLOR["s2"], COLOR["s1"]]}, legend=key),
+            alt.Shape("kind:N", scale={"domain": kinds, "range": ["square", "circle"]}, legend=key),
         )
         names = (
             base.transform_filter(alt.datum.decoupled)

@@ -231,10 +231,10 @@ def _panel(real: pd.DataFrame, control: pd.DataFrame, heads: int) -> Any:
         .axis(values=ks.tolist(), format="d", grid=False)
     )
     y = alt.Y("eb_star:Q", title="EB*").scale(domain=[0, 1])
-    key = alt.Legend(title=None, orient="top")
+    key = {"title": None, "orient": "top"}
     kinds = ["terms", "controls"]
-    color = alt.Color("kind:N", legend=key, scale=alt.Scale(domain=kinds, range=[COLOR["s1"], COLOR["s2"]]))
-    shape = alt.Shape("kind:N", legend=key, scale=alt.Scale(domain=kinds, range=["circle", "square"]))
+    color = alt.Color("kind:N", legend=key, scale={"domain": kinds, "range": [COLOR["s1"], COLOR["s2"]]})
+    shape = alt.Shape("kind:N", legend=key, scale={"domain": kinds, "range": ["circle", "square"]})
     base = alt.Chart(data).encode(x, color)
     return alt.layer(
         alt.Chart(curve).mark_line(color=COLOR["axis"], strokeDash=[5, 4], strokeWidth=1.5).encode(x, y),

@@ -212,15 +212,15 @@ def onsets(found: Findings) -> Iterator[Figure]:
             alt.YOffset("what:N", sort=list(names.values())),
             alt.Color(
                 "what:N",
-                scale=alt.Scale(domain=list(names.values()), range=SERIES[:2]),
-                legend=alt.Legend(title=None, orient="top"),
+                scale={"domain": list(names.values()), "range": SERIES[:2]},
+                legend={"title": None, "orient": "top"},
             ),
         )
         bars = base.mark_rule(strokeWidth=4, strokeCap="round").encode(left, alt.X2("right:Q"))
         shape = alt.Shape(
             "what:N",
-            scale=alt.Scale(domain=list(names.values()), range=SHAPES[:2]),
-            legend=alt.Legend(title=None, orient="top"),
+            scale={"domain": list(names.values()), "range": SHAPES[:2]},
+            legend={"title": None, "orient": "top"},
         )
         seen = base.transform_filter(~alt.datum.never)
         dots = seen.mark_point(filled=True, size=60, opacity=1).encode(right, shape)

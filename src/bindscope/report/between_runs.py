@@ -35,7 +35,7 @@ def spread(found: Findings, claims: Sequence[Claim]) -> Iterator[Figure]:
             alt.Y("label:N", sort=list(dict.fromkeys(mean["label"]))),
             alt.YOffset("reading:N", sort=names),
             alt.X("value:Q"),
-            alt.Color("reading:N", scale=alt.Scale(domain=names, range=[COLOR[c] for _, c in MARKS.values()])),
+            alt.Color("reading:N", scale={"domain": names, "range": [COLOR[c] for _, c in MARKS.values()]}),
         )
     )
     domain = [min(-1.0, float(each["value"].min())), max(1.0, float(each["value"].max()))]

@@ -92,14 +92,14 @@ def small_multiples(found: Findings) -> Iterator[Figure]:
         labels = {"eb_star": "EB*", "behavior": "behavior (accuracy, or its mean with the generation score)"}
         wide = part.assign(term=part["term"].map(line), step=part["step"].astype(float))
         data = wide.melt(["term", "step"], list(labels), "line", "value").replace({"line": labels})
-        key = alt.Legend(title=None, orient="top", columns=2)
+        key = {"title": None, "orient": "top", "columns": 2}
         x = over_steps(data["step"], "log")
         ends = sorted({float(s) for s in data["step"]})
         x = x.axis(values=[ends[0], ends[-1]], grid=False, labelExpr=STEP, labelFlush=True).title(None)
         y = alt.Y("value:Q", title=None).scale(domain=[0, 1]).axis(values=[0, 0.5, 1], grid=True)
         names = list(labels.values())
-        color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=names, range=SERIES[:2]))
-        dash = alt.StrokeDash("line:N", legend=key, scale=alt.Scale(domain=names, range=DASHES[:2]))
+        color = alt.Color("line:N", legend=key, scale={"domain": names, "range": SERIES[:2]})
+        dash = alt.StrokeDash("line:N", legend=key, scale={"domain": names, "range": DASHES[:2]})
         panel = alt.Chart(data).mark_line(strokeWidth=2).encode(x, y, color, dash).properties(width=120, height=72)
         chart = panel.facet(alt.Facet("term:N", title=None, sort=list(dict.fromkeys(data["term"]))), columns=6)
         rising = wide.sort_values("t").groupby("term").agg(a=("eb_star", "first"), b=("eb_star", "last"))
@@ -127,15 +127,15 @@ def runs(found: Findings) -> Iterator[Figure]:
     if len(suites) < 2 or len({tuple(part["step"]) for _, part in suites}) > 1:
         return
     names = [line(suite) for suite, _ in suites]
-    key = alt.Legend(title=None, orient="top", columns=3)
+    key = {"title": None, "orient": "top", "columns": 3}
     panels = []
     for column, _, axis, title in _PANELS:
         if column not in found.tables.summary or any(part[column].isna().all() for _, part in suites):
             continue
         data = pd.concat([long(part, column, line(suite)) for suite, part in suites])
         base = alt.Chart(data).encode(over_steps(data["step"], "log"), alt.Y("value:Q", title=axis))
-        color = alt.Color("line:N", legend=key, scale=alt.Scale(domain=names, range=_cycle(SERIES, len(names))))
-        shape = alt.Shape("line:N", legend=key, scale=alt.Scale(domain=names, range=_cycle(SHAPES, len(names))))
+        color = alt.Color("line:N", legend=key, scale={"domain": names, "range": _cycle(SERIES, len(names))})
+        shape = alt.Shape("line:N", legend=key, scale={"domain": names, "range": _cycle(SHAPES, len(names))})
         panel = alt.layer(
             base.mark_line(strokeWidth=1.6).encode(color),
             base.mark_point(filled=True, size=52, opacity=1).encode(color, shape),
