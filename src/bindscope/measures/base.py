@@ -2,10 +2,10 @@
 
 Four kinds differ in what their function is given:
 
-    span_measure        spans of k tokens in one text (`view.SpanView`)            one row per prompt that holds the
-    term choice_measure      a question and the log-probabilities of its choices        one row per question and
-    rotation completion_measure  a prompt and the text that the model wrote after it        one row per prompt and
-    sampling head_measure        attention on neutral text                                  one row per head
+    span_measure        spans of k tokens in one text (`view.SpanView`); a row per prompt that holds the term
+    choice_measure      a question and the log-probabilities of its choices; a row per question and rotation
+    completion_measure  a prompt and the text that the model wrote after it; a row per prompt and sampling
+    head_measure        attention on neutral text; a row per head
 
 A measure that runs passes of its own (`Procedure`) gets the engine itself.
 Nothing outside a measure's file knows its name: nulls, storage, export, documentation, tables and figures work from

@@ -61,9 +61,7 @@ class RunTables:
     @property
     def not_reportable(self) -> str:
         """Why there can be no report and no analysis, in one line: no measured checkpoint has what they are about.
-
-        Empty where there can be, and where nothing is measured yet.
-        """
+        Empty where there can be, and where nothing is measured yet."""
         done = [unit for unit in self.run.units if unit.status == "done"]
         lacking = [name for name in REPORTED if not any(name in unit.keys for unit in done)]
         if not done or not lacking:
