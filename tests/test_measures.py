@@ -312,7 +312,7 @@ def test_eb_star_is_short() -> None:
 
 def test_views_say_what_must_be_declared() -> None:
     view = SpanView(TextData(ids=(1, 2, 3)), [1], 2)
-    for name in ("attention", "residual", "alone", "carried", "last_row", "head_outputs", "previous_token"):
+    for name in ("attention", "residual", "alone", "norm_weighted", "last_row", "head_outputs", "previous_token"):
         with pytest.raises(ValueError, match=f"declare Needs\\({name}=True\\)"):
             getattr(view, name)
 

@@ -1,5 +1,7 @@
-"""Few-shot: the same completions with a sentence in front: the term's exemplar, a paraphrase of it without keywords, or
-the exemplar of another term."""
+"""Few-shot: completions of openings that follow a sentence.
+
+The sentence is the term's exemplar, a paraphrase of it without keywords, or the exemplar of another term.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +18,5 @@ from bindscope.measures.view import CompletionView
     implies=("generation",),
 )
 def few_shot(view: CompletionView) -> Values:
+    """The rubric score of a completion that follows an exemplar."""
     return scored(view)

@@ -1,4 +1,4 @@
-"""Generation: does the greedy completion of an opening hold the keywords of the term's rubric (Tran 2026)?"""
+"""Generation: does the greedy completion of an opening contain the keywords of the term's rubric (Tran 2026)?"""
 
 from __future__ import annotations
 
@@ -9,4 +9,5 @@ from bindscope.measures.view import CompletionView
 
 @completion_measure(columns=COLUMNS, value="score", title="Generation")
 def generation(view: CompletionView) -> Values:
+    """The rubric score of a greedy completion (Tran 2026)."""
     return scored(view)

@@ -1,4 +1,4 @@
-"""How much every head looks at the previous token on neutral text (Olsson et al. 2022, arXiv:2209.11895)."""
+"""The mean attention of every head to the previous token on neutral text (Olsson et al. 2022, arXiv:2209.11895)."""
 
 from __future__ import annotations
 
@@ -25,5 +25,6 @@ from bindscope.schema import Column
     ],
 )
 def previous_token(view: NeutralView) -> Values:
+    """The previous-token score of every head, (L, H) (Olsson et al. 2022)."""
     rows = [band[:, :, view.first + 1 :, 1].astype(np.float64) for band in view.bands]
     return {"previous_token_score": np.concatenate(rows, 2).mean(2)}

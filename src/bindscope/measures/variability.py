@@ -1,4 +1,4 @@
-"""Variability: the same completions sampled at three temperatures with five seeds each (Tran 2026)."""
+"""Variability: completions of openings sampled at three temperatures with five seeds each (Tran 2026)."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ SEEDS = (42, 123, 456, 789, 1024)
     implies=("generation",),
 )
 def variability(view: CompletionView) -> Values:
+    """The rubric score of a sampled completion (Tran 2026)."""
     return scored(view)
