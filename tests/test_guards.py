@@ -51,7 +51,7 @@ def test_two_suites_of_one_name_are_not_averaged(
 ) -> None:
     a, b = (Path(shutil.copytree(suite_folder, tmp_path / x / "run")) for x in "ab")
     assert main(_study(tmp_path, a, b)) == 2
-    assert "two suites are called 'run'" in capsys.readouterr().err
+    assert "two suites have the name 'run'" in capsys.readouterr().err
     assert main(_study(tmp_path, a, a)) == 0  # the same one twice is one
     assert "2 measured" in capsys.readouterr().out
     assert Store(tmp_path / "out").read("binding").groupby(["step", "prompt"]).size().eq(1).all()

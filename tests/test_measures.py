@@ -221,8 +221,8 @@ def _raises(_: SpanView) -> object:
     ("name", "result", "said"),
     [
         ("raising", _raises, "the measure raising is left out: ZeroDivisionError: no such thing"),
-        ("shaped", lambda view: {"x": np.zeros((view.n, 2))}, r"the column 'x' has the shape (1, 2); (1,) is needed"),
-        ("short", lambda view: {"x": np.zeros(0)}, r"the column 'x' has the shape (0,); (1,) is needed"),
+        ("shaped", lambda view: {"x": np.zeros((view.n, 2))}, r"the column 'x' has the shape (1, 2); return (1,)"),
+        ("short", lambda view: {"x": np.zeros(0)}, r"the column 'x' has the shape (0,); return (1,)"),
         ("nan", lambda view: {"x": np.full(view.n, np.nan)}, "nan.x is missing in row 0, and reason does not say why"),
         ("lacking", lambda view: {}, "it did not return the column 'x'"),
         ("extra", lambda view: {"x": np.zeros(view.n), "y": np.zeros(view.n)}, "it returned the column 'y'"),

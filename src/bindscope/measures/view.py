@@ -78,7 +78,7 @@ class SpanView:
         return np.stack([self._weight(i, 0) for i in range(self.k)], -1)
 
     def _weight(self, i: int, d: int) -> Array:
-        """Attention (n, L, H) of the span's token i to the token d positions before it, or to position 0 where d is 0."""
+        """Attention (n, L, H) of token i to the token d positions before it, or to position 0 where d is 0."""
         band = _given(self._data.band, "attention")
         return np.moveaxis(band[:, :, self.starts + i, d].astype(np.float64), -1, 0)
 
