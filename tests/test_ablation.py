@@ -247,7 +247,9 @@ def test_donors_are_other_terms_and_long_enough(planted: Loaded, items: list[Tok
     assert all(donor != text for donor, text in zip(texts, neutral, strict=True))
     one = next(i for i in chosen if i.prompt.id == "a0 b0/y")
     assert a._donors([(one, 29)], whole, neutral, rng) == [(*range(10), *range(1, 20))[:29]]  # neutral text where it is
-    with pytest.raises(RequestError, match=r"no text about another term is as long as the prompt 'a0 b0/y' \(99 tokens\)"):
+    with pytest.raises(
+        RequestError, match=r"no text about another term is as long as the prompt 'a0 b0/y' \(99 tokens\)"
+    ):
         a._donors([(one, 99)], whole, neutral, rng)
 
 

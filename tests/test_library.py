@@ -375,7 +375,7 @@ def test_dynamic_int8_is_refused_and_left_alone(words: PreTrainedTokenizerFast) 
     model = torch.ao.quantization.quantize_dynamic(_held(words), {torch.nn.Linear}, dtype=torch.qint8)
     with torch.no_grad():
         before = model(IDS).logits
-        with pytest.raises(UnsupportedArchitecture, match="differ by .* from those of separate passes"):
+        with pytest.raises(UnsupportedArchitecture, match=r"differ by .* from those of separate passes"):
             bs.measure(model, words, TERMS)
         assert torch.equal(model(IDS).logits, before)
     assert model.config._attn_implementation != "bindscope"

@@ -249,7 +249,7 @@ def test_one_that_fails_is_one_line_and_the_others_are_kept(
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     experiment = bs.Experiment(name="x", suites="tiny@6000", terms="alt text")
     for name in ("eb_star", "prompts", "eb_star_windows"):
-        with pytest.raises(RequestError, match=f"the name '{name}' of a measure is taken"):
+        with pytest.raises(RequestError, match=f"the table name '{name}' of a measure is used"):
             bs.run(experiment, tmp_path / "out", measures=[_make(name, {})])
     assert not (tmp_path / "out").exists()
 
@@ -274,7 +274,7 @@ def test_an_installed_one_with_a_taken_name_is_left_out(
     registry.installed.cache_clear()
     assert len(notes) == 2
     assert "the measure broken is left out: OSError: no luck" in notes
-    assert any("the measure eb_star is left out" in note for note in notes)
+    assert any("the measure eb_star of an installed package is left out" in note for note in notes)
     assert bs.read(tmp_path / "out").read("eb_star")["eb_star"].notna().all()
     assert "left out" in capsys.readouterr().err
 

@@ -367,6 +367,6 @@ def test_flags_by_hand(excess: Any, margin: Any, flags: list[str]) -> None:
 
 def test_no_flag_without_looks_or_terms() -> None:
     found, reason = early_warnings(_series([[0, 0, 0]] * 4, [[0, 0, 0]] * 4))
-    assert (found, reason) == ((), "4 looks so far, 5 are needed")
+    assert (found, reason) == ((), "4 measurements so far, 5 are needed")
     found, reason = early_warnings(_series([[0, np.nan, 0]] * 2, [[0, 0, 0]] * 2), window=1)
-    assert (found, reason) == ((), "2 terms have an excess and a margin at both looks, 3 are needed")
+    assert (found, reason) == ((), "2 terms have an excess and a margin at both steps, 3 are needed")
