@@ -338,7 +338,7 @@ def test_one_term_has_no_interval(tmp_path: Path) -> None:
     row = reading(found, "all pairs", "160m")
     assert row["clusters"] == 1
     assert pd.isna(row["low"])
-    assert row["reason"] == "one term: there is nothing to redraw, so no interval"
+    assert row["reason"] == "one term: an interval needs at least two"
     assert "does not exist" in found.shows["coupling"]
 
 
