@@ -546,7 +546,7 @@ def test_one_kind_of_file_alone(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
 def test_nothing_to_read_is_a_wrong_request(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     make(tmp_path / "data")
-    with pytest.raises(RequestError, match=r"not a folder|no result file"):
+    with pytest.raises(RequestError, match=r"not a folder|is a result file"):
         replicate(tmp_path / "data", None)
 
 

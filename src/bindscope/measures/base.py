@@ -2,10 +2,10 @@
 
 The kinds of measures differ in what their function receives:
 
-    span_measure        spans of k tokens in one text            one row for each prompt with the term
-    choice_measure      log-probabilities of a question's choices  one row for each question and rotation
-    completion_measure  a prompt and its completion              one row for each prompt and way of sampling
-    head_measure        attention on neutral text                one row for each head
+    SpanMeasure        spans of k tokens in one text              one row for each prompt with the term
+    ChoiceMeasure      log-probabilities of a question's choices  one row for each question and rotation
+    CompletionMeasure  a prompt and its completion                one row for each prompt and way of sampling
+    HeadMeasure        attention on neutral text                  one row for each head
 
 A `Procedure` is a measure that runs its own forward passes; its function receives the engine.
 Nulls, storage, export, documentation, tables and figures use only what a measure declares, so a new measure is one
@@ -151,6 +151,7 @@ class SpanMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """The table of the measure, with the columns of its null, and the table of windows where it has a null."""
         declared = {column.name: column for column in self.columns}
         columns = [PROMPT, TERM, REASON, *(_nullable(column) for column in self.columns)]
         if self.null is None:
@@ -186,6 +187,7 @@ class SpanMeasure(Measure):
         return (self._table(PER_PROMPT, columns), windows)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts in which spans are measured."""
         return [replace(p, rubric=None, max_tokens=None) for p in prompts if p.binds]
 
 
@@ -200,6 +202,7 @@ class HeadMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per head."""
         place = (
             Column("layer", "integer", "from 0", range=(0, None)),
             Column("head", "integer", "from 0", range=(0, None)),
@@ -207,6 +210,7 @@ class HeadMeasure(Measure):
         return (self._table("a head", (*place, *self.columns)),)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """No prompts: the measure reads neutral text only."""
         return []
 
 
@@ -216,9 +220,11 @@ class ChoiceMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per question and rotation."""
         return (self._table("a question in one rotation", (PROMPT, QUESTION, TERM, KIND, *self.columns)),)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The recognition questions."""
         return [replace(p, rubric=None, max_tokens=None) for p in prompts if p.task == "recognition"]
 
 
@@ -237,16 +243,20 @@ class CompletionMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per opening and way of sampling."""
         return (self._table("an opening and a way of sampling", (PROMPT, QUESTION, TERM, KIND, *self.columns)),)
 
     @property
     def identity(self) -> str:
+        """The identity of `Measure`, with the ways of sampling."""
         return f"{super().identity} {[(s.temperature, s.seed) for s in self.sampling]}"
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The openings after the shots of the measure."""
         return [p for p in prompts if p.task == "generation" and p.shot in self.shots]
 
     def steps(self, prompts: Sequence[Prompt], protocol: Protocol) -> int:
+        """A step for each completion."""
         return len(self.prompts(prompts)) * len(self.distinct)
 
     @property
@@ -255,6 +265,7 @@ class CompletionMeasure(Measure):
         return list(dict.fromkeys(s if s.temperature else Sampling() for s in self.sampling))
 
     def protocol(self, protocol: Protocol) -> Protocol:
+        """The settings without those of questions and ablation."""
         return replace(protocol, format=None, order=None, ablation=None)
 
 
@@ -273,130 +284,20 @@ class Procedure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """The tables that the declaration lists."""
         return self.stored
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts in which spans are measured."""
         return [p for p in prompts if p.binds]
 
     def protocol(self, protocol: Protocol) -> Protocol:
+        """All settings."""
         return protocol
 
     def steps(self, prompts: Sequence[Prompt], protocol: Protocol) -> int:
+        """The number of steps that `count` gives."""
         return self.count(prompts, protocol)
 
     def __call__(self, context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
         return self.function(context)  # type: ignore[no-any-return]
-
-
-def span_measure(
-    *,
-    columns: Sequence[Column],
-    value: str,
-    needs: Needs,
-    name: str = "",
-    title: str = "",
-    by_layer: str = "",
-    null: Literal["windows"] | None = "windows",
-    null_means: Sequence[str] = (),
-    group: str = "",
-    version: int = 1,
-) -> Callable[[Callable[..., Values]], SpanMeasure]:
-    """Make a measure of a function that receives a `SpanView`.
-
-    The arguments are the fields of `Measure` and `SpanMeasure`; the name is that of the function unless it is given.
-    The function returns an array for each column; its first axis is the spans.
-    """
-
-    def decorate(function: Callable[..., Values]) -> SpanMeasure:
-        return SpanMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            by_layer=by_layer,
-            group=group,
-            version=version,
-            needs=needs,
-            null=null,
-            null_means=tuple(null_means),
-        )
-
-    return decorate
-
-
-def choice_measure(
-    *, columns: Sequence[Column], value: str, name: str = "", title: str = "", group: str = "", version: int = 1
-) -> Callable[[Callable[..., Values]], ChoiceMeasure]:
-    """Make a measure of a function that receives a `ChoiceView` and returns a value for each column.
-
-    The arguments are the fields of `Measure`; the name is that of the function unless it is given.
-    """
-
-    def decorate(function: Callable[..., Values]) -> ChoiceMeasure:
-        return ChoiceMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            group=group,
-            version=version,
-        )
-
-    return decorate
-
-
-def completion_measure(
-    *,
-    columns: Sequence[Column],
-    value: str,
-    name: str = "",
-    title: str = "",
-    sampling: Sequence[Sampling] = (Sampling(),),
-    shots: Sequence[Shot] = ("zero",),
-    implies: Sequence[str] = (),
-    version: int = 1,
-) -> Callable[[Callable[..., Values]], CompletionMeasure]:
-    """Make a measure of a function that receives a `CompletionView` and returns a value for each column.
-
-    The arguments are the fields of `Measure` and `CompletionMeasure`; the name is that of the function unless it is
-    given.
-    """
-
-    def decorate(function: Callable[..., Values]) -> CompletionMeasure:
-        return CompletionMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            version=version,
-            sampling=tuple(sampling),
-            shots=tuple(shots),
-            implies=tuple(implies),
-        )
-
-    return decorate
-
-
-def head_measure(
-    *, columns: Sequence[Column], value: str, name: str = "", title: str = "", group: str = "", version: int = 1
-) -> Callable[[Callable[..., Values]], HeadMeasure]:
-    """Make a measure of a function that receives a `NeutralView` and returns an array (L, H) for each column.
-
-    The arguments are the fields of `Measure`; the name is that of the function unless it is given.
-    """
-
-    def decorate(function: Callable[..., Values]) -> HeadMeasure:
-        return HeadMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            group=group,
-            version=version,
-        )
-
-    return decorate

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
 

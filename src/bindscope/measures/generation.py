@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bindscope.measures.base import Values, completion_measure
+from bindscope.measures.base import Values
 from bindscope.measures.completions import COLUMNS, scored
+from bindscope.measures.decorators import completion_measure
 from bindscope.measures.view import CompletionView
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bindscope.measures.base import Values, head_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import head_measure
 from bindscope.measures.view import NeutralView
 from bindscope.schema import Column
 

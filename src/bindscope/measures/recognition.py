@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bindscope.measures.base import Values, choice_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import choice_measure
 from bindscope.measures.view import ChoiceView
 from bindscope.schema import Column, Type
 

@@ -135,8 +135,8 @@ def _summary(data: Published) -> Iterator[Check]:
     pilot = data.binding[data.binding["set"] == "pilot"]
     modes = {key: set(part["best_layer"].mode()) for key, part in pilot.groupby(["model", "checkpoint"])}
     keys = both[["model", "checkpoint"]].itertuples(index=False, name=None)
-    holds = [layer in modes.get(key, set()) for key, layer in zip(keys, both["best_layer_mode"], strict=True)]
-    yield _check("pilot_summary.csv: best_layer_mode", both, holds, "any of the most frequent layers counts")
+    is_mode = [layer in modes.get(key, set()) for key, layer in zip(keys, both["best_layer_mode"], strict=True)]
+    yield _check("pilot_summary.csv: best_layer_mode", both, is_mode, "any of the most frequent layers counts")
 
 
 def _few_shot(data: Published) -> Iterator[Check]:

@@ -146,8 +146,8 @@ def jackknife(value: float, without: Floats, level: float = 0.95, *, fisher: boo
     """Standard error, low, high and two-sided p from the statistic without each cluster in turn.
 
     se^2 = (G - 1)/G sum (v_g - mean v)^2 (Efron & Stein 1981; CR3 of Bell & McCaffrey 2002 in a regression), interval
-    value +- t(G - 1) se. fisher: compute everything, also the se, on atanh(v). Undefined if a value is not finite, as when one
-    cluster carries all the variation, or if the se is zero.
+    value +- t(G - 1) se. fisher: compute everything, also the se, on atanh(v). Undefined if a value is not
+    finite, as when all variation is within one cluster, or if the se is zero.
     """
     each = np.arctanh(without) if fisher and (np.abs(without) < 1).all() else np.asarray(without, dtype=np.float64)
     centre = float(np.arctanh(value)) if fisher and abs(value) < 1 else value

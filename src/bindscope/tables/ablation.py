@@ -22,7 +22,7 @@ OUTCOMES = (
 )
 #: Above this baseline accuracy the questions are too easy; below chance plus this value the accuracy cannot drop.
 CEILING, ABOVE_CHANCE = 0.95, 0.05
-#: The verdict is "no effect" where the 90% interval of the specificity is within +- this bound (margin: nats per token).
+#: "no effect" means that the 90% interval of the specificity is within +- this bound (margin: nats per token).
 BOUNDS = {"accuracy": 0.05, "margin": 0.05}
 
 RULES = {
