@@ -313,7 +313,7 @@ def test_format_and_rotation_belong_to_the_prompt_file(
     row = {"term": "alt text", "task": "generation", "template": "An alt text is", "prompt_id": "g"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl", order="rotated")) == 2
-    assert "has its own order; leave it out" in capsys.readouterr().err
+    assert "sets order itself; leave this out" in capsys.readouterr().err
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "as in the prompt file" in page
