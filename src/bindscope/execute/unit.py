@@ -125,12 +125,12 @@ def _measure(
         )
     for source in (job.sources.weights, job.sources.tokenizer):
         fetch(source)
-    mine = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
-    flags = tuple(dict.fromkeys((*job.flags, *[flag.text for flag in fingerprint.flags_of(mine, job.suite)])))
+    weights = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
+    flags = tuple(dict.fromkeys((*job.flags, *[flag.text for flag in fingerprint.flags_of(weights, job.suite)])))
     if len(flags) > len(job.flags) and not job.accept:
         raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
     if not job.keys:
-        return mine, {}
+        return weights, {}
     loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, files=job.sources, remote=job.remote)
     notes = (*job.sources.notes, *loaded.notes, *flags)
     lacking: dict[str, str] = {}
@@ -154,7 +154,7 @@ def _measure(
                 if table.name in parts:
                     parts[table.name].clear()
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    return mine, lacking
+    return weights, lacking
 
 
 def provenance(

@@ -61,8 +61,8 @@ def _difference(part: pd.DataFrame, group: str) -> dict[str, object]:
     if not (both["group"] == "real").any():
         return empty | {"reason": f"no term has {part['k'].iloc[0]} tokens"}
     try:
-        found = stratified_difference(both["eb_star"], both["group"] == "real", both["frame"], both["term"])
+        gap = stratified_difference(both["eb_star"], both["group"] == "real", both["frame"], both["term"])
     except Undefined:
         sizes = both.groupby("group")["term"].nunique()
         return empty | {"reason": f"too few expressions ({sizes.get('real', 0)} and {sizes.get(group, 0)})"}
-    return empty | {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+    return empty | {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
