@@ -37,7 +37,7 @@ from bindscope.measures.spans import SpanTables, failure
 from bindscope.measures.view import ChoiceView, NeutralView
 from bindscope.prompts.spans import special_prefix
 from bindscope.records import Prompt, Protocol
-from bindscope.schema import JOINED, KIND, PROMPT, PROMPTS, QUESTION, TERM, Measurement, Table, joined
+from bindscope.schema import JOINED, KIND, PROMPT, PROMPTS, QUESTION, TERM, Cells, Measurement, Table, joined
 
 Progress = Callable[[float], None]
 
@@ -164,7 +164,7 @@ class Session:
         return prompts if spans else [p for p in prompts if p.choices]
 
     def _keep(
-        self, outcome: Outcome, measure: Measure, compute: Callable[[], Mapping[str, Mapping[str, Sequence[Any]]]]
+        self, outcome: Outcome, measure: Measure, compute: Callable[[], Mapping[str, Mapping[str, Cells]]]
     ) -> None:
         """Add the checked tables of a measure to the outcome, or the reason why it failed."""
         if measure.name in outcome.failures:
@@ -179,7 +179,7 @@ class Session:
         outcome = Outcome()
         views = completions(self.engine, self._used(measure), measure.sampling, progress=self._progress)
 
-        def compute() -> Mapping[str, Mapping[str, Sequence[Any]]]:
+        def compute() -> Mapping[str, Mapping[str, Cells]]:
             rows = [_identity(view.prompt) | dict(measure.function(view)) for view in views]
             return {measure.name: _columns(measure.tables[0], rows)}
 
@@ -218,7 +218,7 @@ class Session:
         bands = [data.band for data in self.engine.read(inputs, Needs(attention=True))]
         return NeutralView(tuple(band for band in bands if band is not None), max(1, special))
 
-    def _heads(self, measure: HeadMeasure) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    def _heads(self, measure: HeadMeasure) -> Mapping[str, Mapping[str, Cells]]:
         values: Values = {"previous_token_score": self.previous_token_scores}
         if measure is not previous_token:
             values = measure.function(self._neutral_view())
@@ -306,7 +306,7 @@ def _columns(table: Table, rows: Sequence[Values]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _arrow(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def _arrow(table: Table, columns: Mapping[str, Cells]) -> pa.Table:
     """Columns as an Arrow table. Raises MeasureError for values that differ from what the table declares."""
     try:
         return table.arrow(columns)

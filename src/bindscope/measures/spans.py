@@ -14,10 +14,9 @@ from bindscope.engine.data import TextData
 from bindscope.errors import MeasureError
 from bindscope.measures.base import SpanMeasure, Values
 from bindscope.measures.nulls import NewWindows, Pool, WindowNull
-from bindscope.schema import Cells
 from bindscope.measures.view import SpanView
 from bindscope.prompts.spans import find, tokens_of
-from bindscope.schema import PROMPTS, Column
+from bindscope.schema import PROMPTS, Cells, Column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
