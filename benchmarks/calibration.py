@@ -66,8 +66,8 @@ def partialled(x: Floats, y: Floats, term: NDArray[Any], checkpoint: NDArray[Any
 COUPLING: dict[str, Method] = {
     "Spearman, pooled (published)": lambda x, y, term, checkpoint: spearman(x, y),
     "Spearman of term means": lambda x, y, term, checkpoint: spearman_of_means(x, y, term),
-    "Spearman, terms redrawn": lambda x, y, term, checkpoint: clustered_spearman(x, y, term, draws=DRAWS),
-    "Spearman within checkpoints, terms redrawn": lambda x, y, term, checkpoint: clustered_spearman(
+    "Spearman, bootstrap over terms": lambda x, y, term, checkpoint: clustered_spearman(x, y, term, draws=DRAWS),
+    "Spearman within checkpoints, bootstrap over terms": lambda x, y, term, checkpoint: clustered_spearman(
         x, y, term, within=checkpoint, draws=DRAWS
     ),
     "repeated measures r": lambda x, y, term, checkpoint: repeated_measures(x, y, term),

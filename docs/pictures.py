@@ -14,7 +14,7 @@ import numpy as np
 from bindscope.engine.data import TextData
 from bindscope.measures.eb_star import eb_star
 from bindscope.measures.mass import mass
-from bindscope.measures.nulls import against, window_starts
+from bindscope.measures.nulls import compare_with_null, window_starts
 from bindscope.measures.view import SpanView
 
 WORDS = ["⟨s⟩", "A", "touch", "target", "size", "of", "44", "pixels", "helps", "people", "who", "tremble"]
@@ -159,7 +159,7 @@ def length() -> str:
 def null() -> str:
     """The null windows of one sentence, and the term's value compared with theirs."""
     observed = float(eb_star(view(band(), START, K))["eb_star"][0])
-    null_values = against(observed, np.array(WINDOWS), len(WINDOWS))
+    null_values = compare_with_null(observed, np.array(WINDOWS), len(WINDOWS))
     parts = [text(20, 30, "Windows of three tokens that are not the term", 15, anchor="start", bold=True)]
     for i, word in enumerate(WORDS):
         of_term = START <= i < START + K

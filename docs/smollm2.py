@@ -76,7 +76,7 @@ def controls(analyses: dict[str, Analysis], k: int) -> str:
         ]
         for r in frame[frame["k"] == k].to_dict("records")
     ]
-    return table(["group", "expressions", "EB\\*", "EB\\*_mass", "excess", "EB\\* of terms less group"], rows)
+    return table(["group", "expressions", "EB\\*", "EB\\*_mass", "excess", "EB\\* of terms minus group"], rows)
 
 
 def validity(analyses: dict[str, Analysis]) -> str:

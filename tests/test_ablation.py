@@ -1,4 +1,4 @@
-"""Heads taken out: a planted head is found, sets and donors are what they should be, verdicts follow their rules."""
+"""Heads removed: a planted head is found, sets and donors are what they should be, verdicts follow their rules."""
 
 from __future__ import annotations
 

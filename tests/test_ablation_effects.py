@@ -59,7 +59,7 @@ def test_effects_by_hand() -> None:
     }  # fmt: skip
     for name, value in expected.items():
         assert row[name] == pytest.approx(value), name
-    # Random mean less top: t0 (1 - 0, 3/4 - 1), t1 (3/4 - 0, 1/4 - 0), t2 (3/4 - 1, 0): means 3/8, 1/2, -1/8.
+    # Random mean minus top: t0 (1 - 0, 3/4 - 1), t1 (3/4 - 0, 1/4 - 0), t2 (3/4 - 1, 0): means 3/8, 1/2, -1/8.
     spread = np.std([3 / 8, 1 / 2, -1 / 8], ddof=1) / np.sqrt(3)
     assert row["high"] - row["low"] == pytest.approx(2 * 4.302653 * spread)
     assert row["high_90"] + row["low_90"] == pytest.approx(0.5)

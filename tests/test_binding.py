@@ -163,7 +163,7 @@ def test_pools_are_kept_apart_and_means_of_heads_are_theirs() -> None:
     np.testing.assert_allclose(row["null_bsi"], bsi.mean(0).ravel())
     assert null.compare((2, True), 0.3, 1)["null_mean"] == pytest.approx(0.9)
     assert null.compare((3, True), 0.3, 1)["null_reason"] == "0 null windows, 2 needed"
-    assert null.columns()["start"] == [1, 2, 9, 1, 2]
+    assert list(null.columns()["start"]) == [1, 2, 9, 1, 2]
 
 
 def test_position_bins_double() -> None:

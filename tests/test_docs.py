@@ -74,7 +74,7 @@ def test_the_report_answers_the_claims(whole: Path) -> None:
         "What the study",
         "C3: What does an exemplar unlock?",
         "C5: Do the binding heads matter?",
-        "Heads taken out",
+        "Heads removed",
     ):
         assert part in page
 

@@ -313,6 +313,7 @@ for step in range(3):
     optimizer.step(); optimizer.zero_grad()
     print("look" if monitor(model, step) else "none")
 print(checksum(model.module))
+dist.barrier()  # gloo may abort a process that the other one leaves too early
 dist.destroy_process_group()
 """
 

@@ -26,7 +26,7 @@ from bindscope.engine.data import TextData
 from bindscope.measures.best_head import best_head
 from bindscope.measures.eb_star import eb_star
 from bindscope.measures.mass import mass as mass_of
-from bindscope.measures.nulls import against, window_starts
+from bindscope.measures.nulls import compare_with_null, window_starts
 from bindscope.measures.view import SpanView
 from conftest import shared
 
@@ -114,7 +114,7 @@ def test_the_worked_example_is_what_the_functions_give() -> None:
     star, mass = eb_star(view)["eb_per_layer"][0], mass_of(view)["eb_star_mass"]
     assert star.argmax() == 0
     assert star[1] == pytest.approx(0)
-    null = against(float(star.max().round(6)), np.array(made["WINDOWS"]), 5)
+    null = compare_with_null(float(star.max().round(6)), np.array(made["WINDOWS"]), 5)
     assert window_starts(12, 3, {2, 3, 4}).tolist() == [5, 6, 7, 8, 9]
     assert sum(made["ROW"]) == pytest.approx(1)
     assert made["ROW"][2:4] == rows[0, 1:3].tolist()

@@ -74,7 +74,7 @@ class Measured:
         eb_star_mass: EB* from summed attention, which does not fall with k
         null_mean: mean EB* of windows of k tokens without the term
         null_n: number of these windows
-        excess: eb_star less null_mean
+        excess: eb_star minus null_mean
         percentile: rank of eb_star among the windows, in (0, 1]
         best_layer: layer with the largest difference, from 0
         reason: why a value is missing (NaN), None where no value is
@@ -97,7 +97,7 @@ class Measured:
         layer, head: from 0
         bsi: BSI, mean over the term's prompts, in [0, 1]
         null_bsi: mean BSI of the same head over windows of k tokens without the term
-        excess: bsi less null_bsi, NaN where there is no null
+        excess: bsi minus null_bsi, NaN where there is no null
         previous_token_score: mean attention to the previous token on neutral text
         rank, previous_token_rank: rank of bsi and of that score, 1 for the highest of the model
         """

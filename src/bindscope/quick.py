@@ -54,7 +54,7 @@ class FurtherValue:
     title: name of the value in tables
     value: the leading value
     null_mean: mean value of the windows
-    excess: value less null_mean
+    excess: value minus null_mean
     percentile: rank of the value among the windows
     by_layer: the value of every layer, empty where the measure does not give it
     """
@@ -79,7 +79,7 @@ class TermResult:
     eb_star_mass: EB*_mass, in [0, 1]
     null_mean: mean EB* of windows of k tokens
     null_n: number of these windows
-    excess: eb_star less null_mean
+    excess: eb_star minus null_mean
     percentile: rank of eb_star among the windows
     best_layer: layer with the largest EB, from 0
     heads: the heads with the highest BSI

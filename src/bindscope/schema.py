@@ -352,7 +352,7 @@ def null_columns(value: Column) -> tuple[Column, ...]:
             Column(
                 f"{prefix}excess",
                 "number",
-                f"{value.name} less the mean over {windows}",
+                f"{value.name} minus the mean over {windows}",
                 unit=value.unit,
                 missing=f"{prefix}null_reason or reason",
             ),

@@ -66,7 +66,7 @@ def head_map(table: pd.DataFrame) -> Figure:
         chart=styled(alt.vconcat(*rows)),
         text=". ".join(sentences) + ".",
         data=table[columns],
-        note="The area of a square is the value; a hollow square is below zero. Excess: BSI less the mean of the same "
+        note="The area of a square is the value; a hollow square is below zero. Excess: BSI minus the mean of the same "
         "head over windows of as many tokens. A head that is large in the first and third panel and small in the "
         "second looks back whatever the tokens are.",
     )

@@ -33,7 +33,7 @@ class Statistic:
 
     id: a stable name such as "c1a.rho.all"; code refers to a statistic by it, never by a text.
     subject: what the statistic is of, where a claim has several alike (a control group, an edit, a threshold).
-    reading: "published", as in the reference study, or "controlled", with a known confound taken out.
+    reading: "published", as in the reference study, or "controlled", with a known confound removed.
     quantity: what it is, in words.
     value: None where the data cannot carry the statistic; `reason` then says why.
     low, high: a 95% interval, unless `method` says otherwise.

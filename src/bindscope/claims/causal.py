@@ -129,7 +129,7 @@ def ablations(found: Findings) -> Iterator[Table]:
     head = ["Suite", "Edit and outcome", "Whole", "Top", "Random", "Bottom", "Specificity", "p", "Loss, top"]
     yield Table(
         name="heads-taken-out",
-        title="Heads taken out",
+        title="Heads removed",
         note=f"Of the last checkpoint, against {int(frame['random_sets'].max())} random sets of as many heads. Loss: "
         "nats, on neutral text.",
         head=[*head, "Loss, random", "Verdict"],

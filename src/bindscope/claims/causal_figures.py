@@ -51,7 +51,7 @@ def among_random(found: Findings) -> Iterator[Figure]:
             panels.append(alt.hconcat(*row))
         yield Figure(
             name=f"ablation-{i + 1}",
-            title=f"{sizes} heads taken out, among random sets: {line(str(suite))}",
+            title=f"{sizes} heads removed, among random sets: {line(str(suite))}",
             chart=styled(alt.vconcat(*panels)),
             text=f"{line(str(suite))}. " + ". ".join(sentences) + ".",
             data=part.drop(columns=["step"]),
@@ -152,7 +152,7 @@ def _dose(cell: pd.DataFrame, axis: str) -> Any:
     color = alt.Color("set:N", legend=key, scale={"domain": names, "range": [COLOR["s2"], COLOR["s6"], COLOR["s3"]]})
     shape = alt.Shape("set:N", legend=key, scale={"domain": names, "range": ["triangle-down", "circle", "triangle-up"]})
     dash = alt.StrokeDash("set:N", legend=key, scale={"domain": names, "range": [[1, 0], [5, 4], [2, 3]]})
-    x = alt.X("k:Q", title="heads taken out").axis(values=cell["k"].tolist(), format="d", grid=False).scale(zero=True)
+    x = alt.X("k:Q", title="heads removed").axis(values=cell["k"].tolist(), format="d", grid=False).scale(zero=True)
     band = (
         alt.Chart(cell[["k", "random_low", "random_high"]])
         .mark_area(color=COLOR["s6"], opacity=0.2)

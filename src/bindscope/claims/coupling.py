@@ -1,6 +1,7 @@
-"""C1-A: does binding go with knowing, over all checkpoints?
+"""C1-A: does binding correlate with what the model knows, over all checkpoints?
 
-What is known of a question is its accuracy (mean over rotations) or its margin; of an opening, its rubric score.
+For a question, knowing is measured by accuracy (mean over rotations of the options) or margin; for an opening, by
+rubric score.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def coupling(inputs: Inputs) -> Iterator[Statistic]:
         quantity="r(EB*, accuracy) within terms and checkpoints",
         n=len(table),
         unit=PAIRS,
-        method="repeated-measures r (Bland & Altman 1995) with checkpoints taken out; jackknife over terms",
+        method="repeated-measures r (Bland & Altman 1995) with checkpoint means removed; jackknife over terms",
     )
     yield statistic(
         lambda: _slope(table),
@@ -62,9 +63,10 @@ def coupling(inputs: Inputs) -> Iterator[Statistic]:
 
 
 def with_behavior(claim: str, window: str, name: str, part: pd.DataFrame) -> Iterator[Statistic]:
-    """The correlation over questions and openings together, in one window; nothing where no answers were generated.
+    """Correlations over questions and openings together; none where no answers were generated.
 
-    claim: what the ids begin with. window: what they end with. name: the window in words.
+    claim: the claim, as written in the ids. window: the range of checkpoints, as written in the ids. name: the range in
+    words.
     """
     if not (part["task"] == "generation").any():
         return
@@ -85,12 +87,12 @@ def with_behavior(claim: str, window: str, name: str, part: pd.DataFrame) -> Ite
         quantity=f"rho(EB*, behavior), {name}, within checkpoints and tasks",
         n=len(part),
         unit="prompt x checkpoint",
-        method="Spearman, ranked within each checkpoint and task, terms redrawn",
+        method="Spearman, ranked within each checkpoint and task, bootstrap over terms",
     )
 
 
 def published_rho(id: str, name: str, part: pd.DataFrame) -> Statistic:
-    """The correlation of EB* and accuracy over the questions of one window, as the reference study computes it."""
+    """The correlation of EB* and accuracy over the questions of a range of checkpoints, as in the study."""
     return statistic(
         lambda: _rank(spearman(part["eb_star"], part["accuracy"])),
         id=id,
@@ -103,11 +105,11 @@ def published_rho(id: str, name: str, part: pd.DataFrame) -> Statistic:
 
 
 def clustered_rho(id: str, window: str, name: str, part: pd.DataFrame, x: str, y: str) -> Iterator[Statistic]:
-    """The correlation of two columns in one window with terms redrawn, over all pairs and within checkpoints."""
+    """Correlation of two columns over all pairs and within checkpoints, with a bootstrap over terms."""
     used = part[part[x].notna()]
     for within in (None, "t"):
         blocks = None if within is None else used[within]
-        how = "terms redrawn" if within is None else "ranked within each checkpoint, terms redrawn"
+        how = "bootstrap over terms" if within is None else "ranked within each checkpoint, bootstrap over terms"
         yield statistic(
             partial(_clustered_rho, used, x, y, blocks),
             id=f"{id}.{window}" + ("" if within is None else ".within"),
@@ -148,7 +150,7 @@ CLAIM = Claim(
     id="C1-A",
     name="coupling",
     order=20,
-    question="Does binding go with knowing?",
+    question="Does binding correlate with what the model knows?",
     limit="A correlation does not say which of the two brings the other, or whether a third thing brings both. No "
     "evidence for it is not evidence that there is none.",
     needs=("binding", "recognition"),

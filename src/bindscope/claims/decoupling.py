@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bindscope.charts.figure import COLOR, Figure, styled
-from bindscope.charts.text import line, number
+from bindscope.charts.text import count, line, number
 from bindscope.claims.answers import against_chance
 from bindscope.claims.base import Answer, Claim, Statistic, statistic
 from bindscope.claims.inputs import Findings, Inputs
@@ -50,7 +50,7 @@ def decoupling(inputs: Inputs) -> Iterator[Statistic]:
 
 def _decoupled(eb: Floats, known: Floats, half: int, wanted: Literal["observed", "chance"]) -> dict[str, Any]:
     if half < 3:
-        raise Undefined(f"{half} checkpoints in a half; a rank correlation needs 3")
+        raise Undefined(f"each half of training has {count(half, 'checkpoint')}; a rank correlation needs 3")
     hits = _by_rule(eb, known, half)
     n, k = int((~np.isnan(hits)).sum()), int(np.nansum(hits))
     if n == 0:

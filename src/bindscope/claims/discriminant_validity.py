@@ -158,7 +158,7 @@ def by_group(found: Findings) -> Iterator[Figure]:
     data = data.assign(group=data["subject"].map(line))
     panels, sentences = [], []
     for suite, part in data.groupby("suite", sort=False):
-        panels.append(forest(part, "group", "EB* of terms less EB* of controls").properties(title=line(str(suite))))
+        panels.append(forest(part, "group", "EB* of terms minus EB* of controls").properties(title=line(str(suite))))
         for row in part.to_dict("records"):
             sentences.append(
                 f"{line(str(suite))}, {row['group']}, {row['reading']}: {number(row['value'])} "
@@ -210,7 +210,7 @@ def by_token_count(found: Findings) -> Iterator[Figure]:
 
 def _at_equal_count(row: dict[Any, Any]) -> str:
     interval = span(row["difference_low"], row["difference_high"])
-    return f"At {row['k']} tokens terms less {line(row['group'])}: {number(row['difference'])} {interval}."
+    return f"At {row['k']} tokens, terms minus {line(row['group'])}: {number(row['difference'])} {interval}."
 
 
 def _panel(real: pd.DataFrame, control: pd.DataFrame, heads: int) -> Any:
@@ -260,7 +260,7 @@ def controls(found: Findings) -> Iterator[Table]:
         ]
         for row in frame.sort_values(["suite", "k"], kind="stable").to_dict("records")
     ]
-    difference = "EB* of terms less group"
+    difference = "EB* of terms minus group"
     yield Table(
         name="controls",
         title="Terms and controls in the same sentences",

@@ -1,4 +1,7 @@
-"""C4-A: does binding go with knowing late in training? The correlations of C1-A over each half of the checkpoints."""
+"""C4-A: does binding correlate with what the model knows late in training?
+
+The correlations of C1-A over each half of the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def early_and_late(found: Findings) -> Iterator[Figure]:
         text=". ".join(sentences) + ".",
         data=table[["suite", "term", "revision", "step", "half", "eb_star", "behavior"]],
         note="A point is a term at one checkpoint, mean over its prompts. The correlations are over questions and "
-        "checkpoints: as published, all pairs together; controlled, within checkpoints with terms redrawn.",
+        "checkpoints: as published, all pairs together; controlled, within checkpoints with bootstrap over terms.",
     )
 
 
@@ -94,7 +97,7 @@ CLAIM = Claim(
     id="C4-A",
     name="late coupling",
     order=60,
-    question="Does binding go with knowing late in training?",
+    question="Does binding correlate with what the model knows late in training?",
     limit="Half of the checkpoints carry half of the evidence: a correlation that is not seen late has not been shown "
     "to be gone.",
     needs=("binding", "recognition"),

@@ -66,7 +66,7 @@ def precedence(inputs: Inputs) -> Iterator[Statistic]:
             id="c1b.order",
             subject=f"{share:.2f}",
             reading="controlled",
-            quantity=f"terms bound surely before known less surely after, threshold {share:.2f}",
+            quantity=f"terms bound surely before known minus surely after, threshold {share:.2f}",
             n=n,
             unit="term",
             method="interval-censored first crossing of the share of the way from first to highest mean; sign test on "
@@ -88,7 +88,7 @@ def between_runs(inputs: Sequence[Inputs]) -> Iterator[Statistic]:
         compute,
         id="c1b.swap",
         reading="controlled",
-        quantity="share of terms that EB* leads less share that behavior leads",
+        quantity="share of terms that EB* leads minus share that behavior leads",
         n=len(runs),
         unit="training run",
         method="labels EB* and behavior swapped for whole runs; least p is 2 to the power of minus the runs",

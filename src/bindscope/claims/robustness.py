@@ -50,7 +50,7 @@ def robustness(inputs: Inputs) -> Iterator[Statistic]:
         quantity="rho(EB*, prompt length)",
         n=len(table),
         unit="question",
-        method="Spearman, terms redrawn",
+        method="Spearman, bootstrap over terms",
     )
     yield statistic(
         lambda: clustered(clustered_spearman(table["eb_star"], table["k"], table["term"])),
@@ -59,7 +59,7 @@ def robustness(inputs: Inputs) -> Iterator[Statistic]:
         quantity="rho(EB*, tokens of the term)",
         n=len(table),
         unit="question",
-        method="Spearman, terms redrawn; EB* of a previous-token head falls as 2/k",
+        method="Spearman, bootstrap over terms; EB* of a previous-token head falls as 2/k",
     )
 
 

@@ -26,23 +26,23 @@ from bindscope.measures.base import Measure
 from bindscope.records import CheckpointRef, Dtype, Identity, Prompt, Protocol, Provenance
 from bindscope.store import Store
 
-#: The remedy in the error for flagged weights.
+#: Ends the error message for flagged weights and says how to measure them anyway.
 REMEDY = "--accept-flags measures them anyway and stores the flags with the results"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint to measure, with everything that this needs besides the prompts and a store.
+    """A checkpoint to measure, with everything that measuring it needs besides the prompts and a store.
 
     ref: the checkpoint
     protocol: the protocol of its suite
     sources: its files
     dtype: the dtype that the experiment asks for
-    hardware: device and dtype that are part of the keys
-    keys: missing table -> key of its result
+    hardware: planned device kind and dtype; the keys contain them
+    keys: table that is not in the store yet -> key under which its result is stored
     measures: the measures that fill these tables
     suite: fingerprints of the weights of all checkpoints of its suite
-    flags: flags on its weights, which are stored with the results
+    flags: known problems of its weights (equal to those of another checkpoint, say), stored with the results
     accept: whether to measure it if loading the weights raises further flags
     remote: whether to run Python code from its repository
     """
@@ -94,8 +94,8 @@ def attempt(
     job: the checkpoint
     prompts: all prompts of the experiment
     store: the results folder
-    progress: called with the number of finished steps, or the fraction of a step
-    arrive: waits until the files of the checkpoint are downloaded; None where they are there
+    progress: called after each piece of work with the number of progress steps that it finished; may be a fraction
+    arrive: waits until the files of the checkpoint are downloaded; None if they are already there
     Every error of the checkpoint is returned in the result. Raises StoreError where results cannot be written.
     """
     try:
@@ -160,7 +160,7 @@ def _measure(
 def provenance(
     engine: Engine, identity: Identity, notes: tuple[str, ...], protocol: Protocol, started: str, seconds: float
 ) -> Provenance:
-    """The provenance of a shard.
+    """The provenance of a shard (the stored table of one checkpoint).
 
     engine: the model
     identity: content of weights and tokenizer

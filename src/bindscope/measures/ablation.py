@@ -59,7 +59,7 @@ _TABLE = Table(
         Column(
             "margin",
             "number",
-            "score per token of the right choice less the best other",
+            "score per token of the right choice minus the best other",
             unit="nats per token",
             missing="a completion has no margin",
         ),

@@ -24,7 +24,7 @@ COLUMNS = (
     Column(
         "score",
         "number",
-        "distinct keywords / 3, at most 1, less 0.2 for each contradiction, at least 0",
+        "distinct keywords / 3, at most 1, minus 0.2 for each contradiction, at least 0",
         range=(0, 1),
         source="Tran 2026",
     ),

@@ -40,7 +40,7 @@ class HeadSet:
 def scores(context: Context, prompts: Sequence[TokenizedPrompt]) -> tuple[dict[Ranking, Array], str]:
     """Scores (L, H) of every head by ranking, and the reason why there is no ranking by excess ("" where there is one).
 
-    bsi is the mean BSI over the prompts, excess is BSI less the head's mean BSI on windows, and previous_token is the
+    bsi is the mean BSI over the prompts, excess is BSI minus the head's mean BSI on windows, and previous_token is the
     previous-token score.
 
     context: engine, protocol and previous-token scores

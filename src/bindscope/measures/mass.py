@@ -1,6 +1,7 @@
 """EB*_mass: EB* computed from summed attention to the term's earlier tokens, which does not fall with k.
 
-mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j]; it equals BSI at k = 2.
+mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j], where A is the attention of head h in layer l and s_i the
+position of the i-th of the term's k tokens. It equals BSI at k = 2.
 EB*_mass = max_l (max_h mass - mean_h mass).
 """
 

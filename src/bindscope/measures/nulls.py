@@ -1,9 +1,9 @@
 """The window null: compares a term's value with the values of all windows of k tokens in the experiment's prompts.
 
-Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences form a pool of
-their own, so control groups change no number of the questions. Two texts with the same beginning have the same
-attention there, so a window counts once for each distinct text up to its end. Otherwise ten windows of a sentence that
-is repeated three times would count as thirty.
+Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences form a separate
+pool, so adding control groups does not change the results of the questions. Texts that begin with the same tokens have
+the same attention in this part. So if two texts are equal up to the end of a window, the window is counted once.
+Otherwise ten windows of a sentence that is repeated three times would count as thirty.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Windows:
     """The windows of one pool.
 
     prompts, starts, values: each prompt, with the start positions (n,) and values (n,) of its windows
-    sums: list column -> sum over the windows
+    sums: name of a column that holds lists -> sum of its lists over the windows
     """
 
     prompts: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ class WindowNull:
 
         pool: the windows to compare with
         value: the leading value of the term's span
-        start: position of the span, whose bin selects the windows of the columns position_...
+        start: position of the span; the columns position_... use only windows in the same position bin
         """
         values, bins = self._sample(pool)
         near = values[bins == position_bins(np.asarray(start))]
@@ -167,7 +167,7 @@ def compare_with_null(value: float, null: Array, least: int) -> dict[str, Any]:
     Returns
     null_n: number of null values
     null_mean: their mean
-    excess: the value less that mean
+    excess: the value minus that mean
     percentile: rank of the value among the null values and itself, (b + 1) / (n + 1), where b null values are not above
         it
     null_reason: why null_mean, excess and percentile are None, else None

@@ -1,9 +1,9 @@
 """Recognition: which choice does the model prefer after the question?
 
 Each choice has four scores: raw (the sum of its log-probabilities), per token (Tran 2026), per byte of the choice's
-text, and PMI, the sum less the log-probability of the same text after a neutral premise (Holtzman et al. 2021,
+text, and PMI, the sum minus the log-probability of the same text after a neutral premise (Holtzman et al. 2021,
 arXiv:2104.08315). The log-probability of every choice is stored, so that other scores can be computed later. The
-margin is the score of the right choice less the best other score; it changes before accuracy does.
+margin is the score of the right choice minus the best other score; it changes before accuracy does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Scores:
 
     @property
     def margin(self) -> float:
-        """The score of the right choice less the highest other score; 0 is a tie."""
+        """The score of the right choice minus the highest other score; 0 is a tie."""
         return float(self.values[self.gold] - np.delete(self.values, self.gold).max())
 
 
@@ -102,7 +102,7 @@ def _columns() -> Iterator[Column]:
         )
         yield Column(f"correct_{name}", "yes/no", f"whether that is the right one, score {name}")
         yield Column(
-            f"margin_{name}", "number", f"score {name} of the right choice less the best other", unit=_UNITS[name]
+            f"margin_{name}", "number", f"score {name} of the right choice minus the best other", unit=_UNITS[name]
         )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from bindscope.replicate.numbers import effects, gains, means, pairs, paper
 from bindscope.replicate.published import Published
 
-#: Possible generation scores: a third for each keyword, at most 1, less 0.2 for each contradiction, at least 0.
+#: Possible generation scores: a third for each keyword, at most 1, minus 0.2 for each contradiction, at least 0.
 GRID = sorted({max(round(hits / 3 - 0.2 * wrong, 4), 0.0) for hits in range(4) for wrong in range(6)})
 _EXACT = 1.5e-6  # six digits are stored
 _ROUNDED = 1.01e-4  # four digits are stored, of values that were stored with four
@@ -97,7 +97,7 @@ def _behavior(data: Published) -> Iterator[Check]:
     completions = rows[rows["task"] == "generation"]
     near = completions["score"].map(lambda score: min(abs(score - value) for value in GRID) < _ROUNDED)
     note = "the hits themselves cannot be counted again: the rubric's keywords are not in these files"
-    yield _check("generation score is thirds of keyword hits, less penalties", completions, near, note)
+    yield _check("generation score is thirds of keyword hits, minus penalties", completions, near, note)
     joined = len(pairs(data))
     n = max(len(data.binding), len(rows))
     whole = "match" if n == joined else "mismatch"

@@ -77,7 +77,7 @@ def _statistics(part: pd.DataFrame, pooled: bool, wrong: pd.DataFrame | None) ->
     within = part.assign(
         eb=part["eb"] - at["eb"].transform("mean"), score=part["score"] - at["score"].transform("mean")
     )
-    yield _clustered(WITHIN, "within checkpoints", within, "each less its mean at the checkpoint")
+    yield _clustered(WITHIN, "within checkpoints", within, "each minus its mean at the checkpoint")
     each = part.groupby(["size", "term", "checkpoint"], as_index=False, sort=False)[["eb", "score"]].mean()
     yield _clustered("c1a.checkpoint_means", "means of term and checkpoint", each, unit="term x checkpoint")
     if pooled:

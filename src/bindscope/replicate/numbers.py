@@ -240,8 +240,8 @@ def effects(data: Published) -> pd.DataFrame:
     Columns
     n, trials: number of items and of random trials
     baseline, top, random, bottom: mean outcomes
-    top_drop, random_drop: baseline less outcome
-    specificity: top_drop less random_drop
+    top_drop, random_drop: baseline minus outcome
+    specificity: top_drop minus random_drop
     """
     cells = data.ablation.assign(
         exact=(data.ablation["correct"] / data.ablation["total"]).astype(float).fillna(data.ablation["value"])

@@ -147,7 +147,7 @@ def _coupling(out: Console, replication: Replication) -> None:
             _say(out, f"{row['quantity']} ({row['reading']}): {row['reason']}")
     _say(
         out,
-        "Interval: 95%, redraws whole terms. Within checkpoints: each value less its checkpoint's mean. "
+        "Interval: 95%, redraws whole terms. Within checkpoints: each value minus its checkpoint's mean. "
         + replication.shows["coupling"],
     )
 

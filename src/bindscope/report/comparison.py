@@ -86,7 +86,7 @@ def _in_words(found: Changes) -> list[str]:
             f"{r['quantity']} {number(r['difference'])} {span(r['low'], r['high'])}".strip()
             for r in final.to_dict("records")
         )
-        out.append(f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: first less second run, {each}.")
+        out.append(f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: first minus second run, {each}.")
     return out
 
 
@@ -102,10 +102,10 @@ def _figure(found: Changes) -> Figure:
             alt.Y("at:N", sort=list(data["at"]), title=None).axis(labelLimit=260, ticks=False)
         )
         bars = base.mark_rule(strokeWidth=2.2, color=COLOR["s1"]).encode(
-            alt.X("low:Q", title="first less second run"), alt.X2("high:Q")
+            alt.X("low:Q", title="first minus second run"), alt.X2("high:Q")
         )
         dots = base.mark_point(filled=True, size=65, opacity=1, color=COLOR["s1"]).encode(
-            alt.X("difference:Q", title="first less second run")
+            alt.X("difference:Q", title="first minus second run")
         )
         panels.append(
             alt.layer(threshold_rule(0), bars, dots).properties(width=420, height=alt.Step(22), title=quantity)
@@ -175,7 +175,7 @@ def _checkpoints(found: Changes) -> Table:
     return Table(
         name="change",
         title="By checkpoint",
-        note="Means over the prompts that both runs have; difference: first less second.",
+        note="Means over the prompts that both runs have; difference: first minus second.",
         head=["Suite", "Checkpoint", "Quantity", "First", "Second", "Difference", "p", "Pairs / terms", "Remark"],
         rows=rows,
         data=found.checkpoints,

@@ -42,7 +42,7 @@ def layers(found: Findings) -> Iterator[Figure]:
         chart=styled(alt.vconcat(*panels)),
         text=". ".join(sentences) + ".",
         data=table[["suite", "revision", "step", "layer", "eb", "n"]],
-        note="EB of a layer: its largest less its mean head, mean over prompts. EB* is the largest EB of a prompt.",
+        note="EB of a layer: its largest minus its mean head, mean over prompts. EB* is the largest EB of a prompt.",
     )
 
 

@@ -76,7 +76,7 @@ def _in_words(suite: str, part: pd.DataFrame) -> str:
 
 
 def table(found: Findings) -> Iterator[Table]:
-    """Every measure at the last checkpoint of each suite, and whether it goes with knowing."""
+    """Every measure at the last checkpoint of each suite, and its correlation with accuracy."""
     rows: list[list[str]] = []
     parts: list[dict[str, Any]] = []
     binding = found.tables.stored("binding")
@@ -93,7 +93,7 @@ def table(found: Findings) -> Iterator[Table]:
             name="measures",
             title="Further measures",
             note="Of the last measured checkpoint; means over prompts, in brackets 95% intervals over terms. Excess: "
-            "less the mean of other runs of as many tokens. r: with accuracy, within terms and checkpoints.",
+            "minus the mean of other runs of as many tokens. r: with accuracy, within terms and checkpoints.",
             head=["Suite", "Measure", "Value", "Excess", "r with accuracy", "p"],
             rows=rows,
             data=pd.DataFrame(parts),

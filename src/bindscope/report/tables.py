@@ -71,7 +71,7 @@ def checkpoints(found: Findings) -> Iterator[Table]:
     yield Table(
         name="checkpoints",
         title="Every checkpoint",
-        note="Means over prompts; in brackets the 95% interval over terms (whole terms are redrawn). Excess is EB* "
+        note="Means over prompts; in brackets the 95% interval over terms (bootstrap over terms). Excess is EB* "
         "minus the mean EB* of windows of as many tokens elsewhere in the same prompts; at like positions, of those "
         "that start about as far into the text. Margin is in nats per token. Generation is the rubric score of the "
         "greedy continuation, 0 to 1.",

@@ -44,9 +44,9 @@ def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: fl
 
     Columns
     baseline, top, bottom, random: mean outcomes
-    drop_top, drop_bottom, drop_random: baseline less outcome
-    specificity: drop under the top set less the mean drop under random sets, with p = (b + 1) / (R + 1), one-sided, and
-        the 95% interval of the paired difference over terms (jackknife)
+    drop_top, drop_bottom, drop_random: baseline minus outcome
+    specificity: drop under the top set minus the mean drop under random sets, with p = (b + 1) / (R + 1), one-sided,
+        and the 95% interval of the paired difference over terms (jackknife)
     loss_top, loss_bottom, loss_random: change of the loss on neutral text (nats per token)
     verdict, rule: the verdict and its rule, see `RULES`
     """

@@ -28,7 +28,7 @@ _QUANTITIES = (
 class Changes:
     """The differences between two runs.
 
-    checkpoints: a row per checkpoint and quantity: means first and second, difference (first less second) with its 95%
+    checkpoints: a row per checkpoint and quantity: means first and second, difference (first minus second) with its 95%
         interval (paired, jackknife over terms), p, n pairs, clusters (terms), reason for a missing interval
     terms: the same for each term, without an interval, since a term has few prompts
     notes: what only one of the runs has, and prompts whose text differs

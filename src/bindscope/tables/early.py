@@ -31,7 +31,7 @@ def early_warnings(series: pd.DataFrame, window: int = WINDOW) -> tuple[tuple[Wa
     means that the excess has fallen and the margin has risen. Each measurement alone has a false alarm rate of 5%, so a
     flag is a reason to examine the run, not a result.
 
-    series: a row per step and term with the columns step, term, excess (EB* less its null), margin (nats per token)
+    series: a row per step and term with the columns step, term, excess (EB* minus its null), margin (nats per token)
     window: number of measurements between the steps that are compared
     """
     steps = sorted(series["step"].unique())

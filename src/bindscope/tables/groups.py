@@ -23,7 +23,7 @@ def carrier_rows(binding: pd.DataFrame) -> pd.DataFrame:
 def by_group(binding: pd.DataFrame) -> pd.DataFrame:
     """Mean EB*, EB*_mass and excess by suite, checkpoint, group and k, with bootstrap intervals over terms.
 
-    The columns difference, difference_low and difference_high are the mean EB* of real terms less that of the group at
+    The columns difference, difference_low and difference_high are the mean EB* of real terms minus that of the group at
     equal k and frame, with its interval; `reason` says why they are missing.
 
     binding: the joined table of a run

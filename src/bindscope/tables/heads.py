@@ -20,7 +20,7 @@ def by_head(binding: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
     layer, head: from 0
     bsi: BSI, mean over prompts with a span
     null_bsi: mean BSI over windows, for the prompts that have a null; NaN where there is none
-    excess: bsi less null_bsi on the same prompts
+    excess: bsi minus null_bsi on the same prompts
     previous_token_score: mean attention to the previous token on neutral text
     n: number of prompts
     rank: rank of bsi, 1 for the highest

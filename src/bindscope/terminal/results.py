@@ -220,7 +220,7 @@ def compared(page: Path, found: Changes) -> None:
                 str(row["n"]),
             )
         _OUT.print(table)
-    _OUT.print("difference: first less second, paired by prompt; interval: jackknife over terms.")
+    _OUT.print("difference: first minus second, paired by prompt; interval: jackknife over terms.")
     _OUT.print(f"All checkpoints and terms: {page.resolve()}", markup=False, soft_wrap=True)
 
 
