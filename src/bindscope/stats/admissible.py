@@ -43,10 +43,11 @@ def random_pairings(rows: Ints, columns: Ints, admissible: Bools, R: int, rng: n
 def _allowed(order: Ints, rows: Ints, columns: Ints, admissible: Bools) -> Bools:
     """(orders,): whether all cells are admissible and no two terms share one."""
     cells = columns[order]
-    good: Bools = admissible[rows, cells].all(1)
+    good: Bools = np.all(admissible[rows, cells], axis=1)
     if len(np.unique(rows)) < len(rows) and len(np.unique(columns)) < len(columns):
         code = np.sort(rows * admissible.shape[1] + cells, axis=1)
-        good = good & (code[:, 1:] != code[:, :-1]).all(1)
+        single: Bools = (code[:, 1:] != code[:, :-1]).all(1)
+        good = good & single
     return good
 
 
