@@ -75,7 +75,7 @@ def tests_of(world: World, n: int, effect: float) -> list[PairingTest]:
     """The test of each simulated grid."""
     rng = np.random.default_rng(500 + n)
     drawn = (grid(rng, world, n, effect) for _ in range(GRIDS))
-    return [pairing_test(each.M, each.rows, each.columns, each.left_out, R=R, seed=k) for k, each in enumerate(drawn)]
+    return [pairing_test(each.M, each.rows, each.cols, each.left_out, R=R, seed=k) for k, each in enumerate(drawn)]
 
 
 def calibrated(tests: list[PairingTest]) -> list[Any]:
@@ -109,7 +109,7 @@ def interval_rows() -> Iterator[list[Any]]:
             for effect, truth in truths.items():
                 rng = np.random.default_rng(700 + n)
                 drawn = (grid(rng, world, n, effect, 0.5) for _ in range(GRIDS))
-                found = [jackknife_by_term(each.M, each.rows, each.columns, each.left_out) for each in drawn]
+                found = [jackknife_by_term(each.M, each.rows, each.cols, each.left_out) for each in drawn]
                 row += covered(found, truth)
             yield row
 

@@ -11,17 +11,17 @@ from bindscope.stats.additive import Bools, Ints
 _RARE = 0.02  # a random permutation is admissible less often: walk instead of drawing again
 
 
-def all_pairings(rows: Ints, columns: Ints, admissible: Bools) -> Ints:
+def all_pairings(rows: Ints, cols: Ints, admissible: Bools) -> Ints:
     """Every order of the columns that puts all terms into admissible cells and no two into one.
 
-    rows, columns: (terms,), the cells of the terms, whose order is itself admissible; admissible: (rows, columns).
-    Returns (orders, terms): term t is paired with columns[order[t]].
+    rows, cols: (terms,), the cells of the terms, whose order is itself admissible; admissible: (rows, columns).
+    Returns (orders, terms): term t is paired with cols[order[t]].
     """
     orders = np.array(list(permutations(range(len(rows)))), dtype=np.intp)
-    return orders[_allowed(orders, rows, columns, admissible)]
+    return orders[_allowed(orders, rows, cols, admissible)]
 
 
-def random_pairings(rows: Ints, columns: Ints, admissible: Bools, R: int, rng: np.random.Generator) -> Ints:
+def random_pairings(rows: Ints, cols: Ints, admissible: Bools, R: int, rng: np.random.Generator) -> Ints:
     """R random orders of the columns, as of `all_pairings`, exchangeable with the given order under random pairing.
 
     Permutations are drawn until R are admissible, which gives each admissible one the same chance. If few are, a walk
@@ -33,25 +33,25 @@ def random_pairings(rows: Ints, columns: Ints, admissible: Bools, R: int, rng: n
     kept: list[Ints] = []
     while sum(map(len, kept)) < R:
         trial = rng.permuted(np.tile(np.arange(terms, dtype=np.intp), (R, 1)), axis=1)
-        kept.append(trial[_allowed(trial, rows, columns, admissible)])
+        kept.append(trial[_allowed(trial, rows, cols, admissible)])
         if len(kept[0]) < _RARE * R:
-            hub = _walk(np.arange(terms, dtype=np.intp)[None], rows, columns, admissible, rng)
-            return _walk(np.repeat(hub, R, axis=0), rows, columns, admissible, rng)
+            hub = _walk(np.arange(terms, dtype=np.intp)[None], rows, cols, admissible, rng)
+            return _walk(np.repeat(hub, R, axis=0), rows, cols, admissible, rng)
     return np.concatenate(kept)[:R]
 
 
-def _allowed(order: Ints, rows: Ints, columns: Ints, admissible: Bools) -> Bools:
+def _allowed(order: Ints, rows: Ints, cols: Ints, admissible: Bools) -> Bools:
     """(orders,): whether all cells are admissible and no two terms share one."""
-    cells = columns[order]
+    cells = cols[order]
     good: Bools = np.all(admissible[rows, cells], axis=1)
-    if len(np.unique(rows)) < len(rows) and len(np.unique(columns)) < len(columns):
+    if len(np.unique(rows)) < len(rows) and len(np.unique(cols)) < len(cols):
         code = np.sort(rows * admissible.shape[1] + cells, axis=1)
         single: Bools = (code[:, 1:] != code[:, :-1]).all(1)
         good = good & single
     return good
 
 
-def _walk(order: Ints, rows: Ints, columns: Ints, admissible: Bools, rng: np.random.Generator) -> Ints:
+def _walk(order: Ints, rows: Ints, cols: Ints, admissible: Bools, rng: np.random.Generator) -> Ints:
     """Each order after 20 tried exchanges a term; an exchange that is not admissible leaves it as it was."""
     count, terms = order.shape
     if terms < 2:
@@ -62,6 +62,6 @@ def _walk(order: Ints, rows: Ints, columns: Ints, admissible: Bools, rng: np.ran
         second = (first + rng.integers(1, terms, count)) % terms
         trial = order.copy()
         trial[each, first], trial[each, second] = order[each, second], order[each, first]
-        good = _allowed(trial, rows, columns, admissible)
+        good = _allowed(trial, rows, cols, admissible)
         order = np.where(good[:, None], trial, order)
     return order

@@ -8,7 +8,7 @@ out, and not the cell of another term.
 
 All functions take
     M: (rows, columns) or (rows, columns, layers), in the unit of the quantity; NaN where it was not measured
-    rows, columns: (terms,) integers, the cell of each term; terms may share a row or a column, never both
+    rows, cols: (terms,) integers, the cell of each term; terms may share a row or a column, never both
     left_out: (rows, columns) bool, the cells that are no comparison; None for none
 and raise ValueError for a wrong shape, a term in a left-out cell, two terms in one cell, or an infinite value.
 """
@@ -132,7 +132,7 @@ class Pooled:
     test: PairingTest
 
 
-def paired_excess(M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: ArrayLike | None = None) -> PairedExcess:
+def paired_excess(M: ArrayLike, rows: ArrayLike, cols: ArrayLike, left_out: ArrayLike | None = None) -> PairedExcess:
     """Each term's value minus the mean of the other cells of its row and column, and its interaction.
 
     The mean excess over terms is 0 in expectation if every pairing of rows with columns is equally likely, and exactly
@@ -142,7 +142,7 @@ def paired_excess(M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: A
     fitted to all cells that are measured, not left out and no term's. On a full grid without shared rows or columns the
     mean interaction equals the mean excess.
     """
-    checked = checked_grid(Grid(M, rows, columns, left_out))
+    checked = checked_grid(Grid(M, rows, cols, left_out))
     found = per_term(checked, checked.background)
     return PairedExcess(
         excess=checked.shaped(found[0]),
@@ -154,13 +154,13 @@ def paired_excess(M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: A
 
 
 def matched_percentile(
-    M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: ArrayLike | None = None
+    M: ArrayLike, rows: ArrayLike, cols: ArrayLike, left_out: ArrayLike | None = None
 ) -> MatchedPercentile:
     """The share of the other cells of a term's row and column that lie below the term, ties counted half.
 
     0.5 in expectation, over terms, if every pairing of rows with columns is equally likely.
     """
-    checked = checked_grid(Grid(M, rows, columns, left_out))
+    checked = checked_grid(Grid(M, rows, cols, left_out))
     found = per_term(checked, checked.background)[2]
     return MatchedPercentile(
         percentile=checked.shaped(found),
@@ -170,7 +170,7 @@ def matched_percentile(
 
 
 def pairing_test(
-    M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: ArrayLike | None = None, R: int = 9999, seed: int = 0
+    M: ArrayLike, rows: ArrayLike, cols: ArrayLike, left_out: ArrayLike | None = None, R: int = 9999, seed: int = 0
 ) -> PairingTest:
     """Mean of the terms' cells against R random permutations of their columns, p = (b + 1) / (R + 1).
 
@@ -184,11 +184,11 @@ def pairing_test(
     pairings, the observed one included; adjusted p by single-step max-T (Westfall & Young 1993).
     Terms that were not measured take no part; Undefined if none was.
     """
-    return _test([checked_grid(Grid(M, rows, columns, left_out))], R, seed)
+    return _test([checked_grid(Grid(M, rows, cols, left_out))], R, seed)
 
 
 def jackknife_by_term(
-    M: ArrayLike, rows: ArrayLike, columns: ArrayLike, left_out: ArrayLike | None = None, *, level: float = 0.95
+    M: ArrayLike, rows: ArrayLike, cols: ArrayLike, left_out: ArrayLike | None = None, *, level: float = 0.95
 ) -> TermIntervals:
     """Intervals of the mean excess, interaction and percentile, leaving out a term with its whole row and column.
 
@@ -198,7 +198,7 @@ def jackknife_by_term(
     No interval below 6 units, or where leaving out changes nothing; the reason says which. Limits of the percentile
     are cut to 0 and 1.
     """
-    return _intervals([checked_grid(Grid(M, rows, columns, left_out))], level)
+    return _intervals([checked_grid(Grid(M, rows, cols, left_out))], level)
 
 
 def pooled(grids: Sequence[Grid], R: int = 9999, seed: int = 0, *, level: float = 0.95) -> Pooled:
@@ -228,13 +228,13 @@ def _intervals(grids: list[Checked], level: float) -> TermIntervals:
     whole = [np.stack(per_term(grid, grid.background)) for grid in grids]  # (3, terms, layers) each
     without, sizes = [], []
     for k, grid in enumerate(grids):
-        label = components(grid.rows, grid.columns, grid.background.shape)[grid.rows]
+        label = components(grid.rows, grid.cols, grid.background.shape)[grid.rows]
         counted = grid.measured & (count_others(grid, grid.background) > 0)
         for unit in np.unique(label[counted]):
             gone = label == unit
             background = grid.background.copy()
             background[grid.rows[gone]] = False
-            background[:, grid.columns[gone]] = False
+            background[:, grid.cols[gone]] = False
             left = np.stack(per_term(grid, background))
             left[:, gone] = np.nan
             rest = np.concatenate([*whole[:k], left, *whole[k + 1 :]], axis=1)
@@ -242,7 +242,7 @@ def _intervals(grids: list[Checked], level: float) -> TermIntervals:
             sizes.append(int((gone & counted).sum()))
     means = [mean_over_terms(each) for each in np.concatenate(whole, axis=1)]
     scale = max(float(np.nanmax(np.abs(grid.values), initial=0)) for grid in grids)
-    each = np.array(without).reshape(len(sizes), 3, -1)
+    each = np.array(without).reshape(len(sizes), 3, len(means[0]))
     excess, interaction, percentile = (
         _interval(means[k], each[:, k], np.array(sizes), level, unit, grids[0])
         for k, unit in enumerate([scale, scale, 1])
@@ -292,18 +292,18 @@ def _test(grids: list[Checked], R: int, seed: int) -> PairingTest:
     value = np.zeros(len(middle))
     null = np.zeros((1 if exact else R, len(middle)))
     for grid in grids:
-        rows, columns = grid.rows[grid.measured], grid.columns[grid.measured]
+        rows, cols = grid.rows[grid.measured], grid.cols[grid.measured]
         centred = grid.values - middle
-        value += centred[rows, columns].sum(0)
+        value += centred[rows, cols].sum(0)
         if exact:
-            sums = _sums(centred, rows, columns[all_pairings(rows, columns, grid.admissible)])
+            sums = _sums(centred, rows, cols[all_pairings(rows, cols, grid.admissible)])
             null = (null[:, None] + sums).reshape(-1, len(middle))
         else:
-            null += _sums(centred, rows, columns[random_pairings(rows, columns, grid.admissible, R, rng)])
+            null += _sums(centred, rows, cols[random_pairings(rows, cols, grid.admissible, R, rng)])
     # Including the observed pairing makes the studentised values exchangeable, hence p exact.
     every = null if exact else np.concatenate([value[None], null])
     mean, spread = every.mean(0), every.std(0)
-    varied = spread > 1e-12 * max(float(np.nanmax(np.abs(grid.values))) for grid in grids) * terms
+    varied = spread > 1e-12 * max(float(np.nanmax(np.abs(grid.values), initial=0)) for grid in grids) * terms
     every, z = ((np.where(varied, x - mean, 0)) / np.where(varied, spread, 1) for x in (every, value))
     greater, both = _max_t(every, z), _max_t(np.abs(every), np.abs(z))
     shaped = grids[0].shaped
@@ -321,9 +321,9 @@ def _test(grids: list[Checked], R: int, seed: int) -> PairingTest:
     )
 
 
-def _sums(values: Floats, rows: Ints, columns: Ints) -> Floats:
-    """Sums over terms, (orders, layers), of the cells (rows[t], columns[order, t]); a layer at a time for memory."""
-    return np.stack([values[rows, columns, layer].sum(1) for layer in range(values.shape[2])], axis=1)
+def _sums(values: Floats, rows: Ints, cols: Ints) -> Floats:
+    """Sums over terms, (orders, layers), of the cells (rows[t], cols[order, t]); a layer at a time for memory."""
+    return np.stack([values[rows, cols, layer].sum(1) for layer in range(values.shape[2])], axis=1)
 
 
 def _max_t(every: Floats, z: Floats) -> Floats:
