@@ -141,6 +141,8 @@ def paired_excess(M: ArrayLike, rows: ArrayLike, cols: ArrayLike, left_out: Arra
     interaction is free of both in any grid: it is the value minus the least-squares row effect plus column effect,
     fitted to all cells that are measured, not left out and no term's. On a full grid without shared rows or columns the
     mean interaction equals the mean excess.
+
+    M, rows, cols, left_out: as described for the module.
     """
     checked = checked_grid(Grid(M, rows, cols, left_out))
     found = per_term(checked, checked.background)
@@ -159,6 +161,8 @@ def matched_percentile(
     """The share of the other cells of a term's row and column that lie below the term, ties counted half.
 
     0.5 in expectation, over terms, if every pairing of rows with columns is equally likely.
+
+    M, rows, cols, left_out: as described for the module.
     """
     checked = checked_grid(Grid(M, rows, cols, left_out))
     found = per_term(checked, checked.background)[2]
@@ -183,6 +187,10 @@ def pairing_test(
     method, exact for any number of steps). Layers are studentised by their mean and standard deviation over the
     pairings, the observed one included; adjusted p by single-step max-T (Westfall & Young 1993).
     Terms that were not measured take no part; Undefined if none was.
+
+    M, rows, cols, left_out: as described for the module.
+    R: number of permutations.
+    seed: of the permutations.
     """
     return _test([checked_grid(Grid(M, rows, cols, left_out))], R, seed)
 
@@ -197,6 +205,9 @@ def jackknife_by_term(
     van der Leeden 1999), which is the ordinary one for groups of one; Student t with units - 1 degrees of freedom.
     No interval below 6 units, or where leaving out changes nothing; the reason says which. Limits of the percentile
     are cut to 0 and 1.
+
+    M, rows, cols, left_out: as described for the module.
+    level: of the intervals, 0.95 for 95%.
     """
     return _intervals([checked_grid(Grid(M, rows, cols, left_out))], level)
 
@@ -207,6 +218,10 @@ def pooled(grids: Sequence[Grid], R: int = 9999, seed: int = 0, *, level: float 
     The test permutes columns within each grid and takes the mean over all terms; intervals leave out units of all
     grids in turn. ValueError without grids or where they differ in layers; else as `pairing_test` and
     `jackknife_by_term`.
+
+    grids: all without layers or all with as many; rows, columns and terms may differ in number.
+    R, seed: of the permutations.
+    level: of the intervals.
     """
     checked = [checked_grid(grid) for grid in grids]
     if len({grid.layers for grid in checked}) != 1:
