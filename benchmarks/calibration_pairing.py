@@ -2,7 +2,7 @@
 
     python benchmarks/calibration_pairing.py | python docs/sections.py calibration pairings
 
-1,000 simulated grids a cell, 999 permutations each; a few minutes on one thread.
+1,000 simulated grids a cell, 999 permutations each; ten minutes on one thread of a busy machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NORMAL = World("normal")
 HEAVY = World("heavy tails, 10% left out", left_out=0.1, heavy=True)
 EIGHTH = World("the same, an eighth shared", shared=0.125, left_out=0.1, heavy=True)
 QUARTER = World("the same, a quarter shared", shared=0.25, left_out=0.1, heavy=True)
-LAYERED = World("the same, six layers", shared=0.25, left_out=0.1, heavy=True, layers=6)
+LAYERED = World("the same, a quarter shared, six layers", shared=0.25, left_out=0.1, heavy=True, layers=6)
 
 
 def grid(rng: np.random.Generator, world: World, n: int, effect: float = 0.0, spread: float = 0.0) -> Grid:
