@@ -256,17 +256,17 @@ def _intervals(grids: list[Checked], level: float) -> TermIntervals:
             without.append([mean_over_terms(each) for each in rest])
             sizes.append(int((gone & counted).sum()))
     means = [mean_over_terms(each) for each in np.concatenate(whole, axis=1)]
-    scale = max(float(np.nanmax(np.abs(grid.values), initial=0)) for grid in grids)
+    scale = _scale(grids)
     each = np.array(without).reshape(len(sizes), 3, len(means[0]))
     excess, interaction, percentile = (
         _interval(means[k], each[:, k], np.array(sizes), level, unit, grids[0])
-        for k, unit in enumerate([scale, scale, 1])
+        for k, unit in enumerate([scale, scale, np.ones(len(scale))])
     )
     cut = replace(percentile, low=np.maximum(percentile.low, 0), high=np.minimum(percentile.high, 1))
     return TermIntervals(excess=excess, interaction=interaction, percentile=cut)
 
 
-def _interval(mean: Floats, without: Floats, sizes: Ints, level: float, scale: float, like: Checked) -> TermInterval:
+def _interval(mean: Floats, without: Floats, sizes: Ints, level: float, scale: Floats, like: Checked) -> TermInterval:
     """The grouped jackknife of a mean (layers,) from its values (units, layers) without each unit."""
     units = len(sizes)
     se = np.full(mean.shape, np.nan)
@@ -318,7 +318,7 @@ def _test(grids: list[Checked], R: int, seed: int) -> PairingTest:
     # Including the observed pairing makes the studentised values exchangeable, hence p exact.
     every = null if exact else np.concatenate([value[None], null])
     mean, spread = every.mean(0), every.std(0)
-    varied = spread > 1e-12 * max(float(np.nanmax(np.abs(grid.values), initial=0)) for grid in grids) * terms
+    varied = spread > 1e-12 * _scale(grids) * terms
     every, z = ((np.where(varied, x - mean, 0)) / np.where(varied, spread, 1) for x in (every, value))
     greater, both = _max_t(every, z), _max_t(np.abs(every), np.abs(z))
     shaped = grids[0].shaped
@@ -334,6 +334,12 @@ def _test(grids: list[Checked], R: int, seed: int) -> PairingTest:
         pairings=len(null),
         exact=exact,
     )
+
+
+def _scale(grids: list[Checked]) -> Floats:
+    """(layers,): the largest absolute value of any grid, in whose rounding a difference is none."""
+    out: Floats = np.max([np.nanmax(np.abs(grid.values), axis=(0, 1), initial=0) for grid in grids], axis=0)
+    return out
 
 
 def _sums(values: Floats, rows: Ints, cols: Ints) -> Floats:
