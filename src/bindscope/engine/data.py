@@ -73,6 +73,30 @@ class TextData:
 
 
 @dataclass(frozen=True)
+class CellData:
+    """What forward passes left of some cells: k tokens each, behind one prefix that they share.
+
+    first: place of the first of them among all cells
+    count: how many there are
+    k: tokens of each
+    data: as of a text in which the cells stand one after another, each from `starts` on, with a position behind each
+        that holds NaN; last_row and carried have the cells as their first axis
+    states: (layers, count, D) residual stream at the last token of each cell, of the layers that were asked for
+    """
+
+    first: int
+    count: int
+    k: int
+    data: TextData
+    states: NDArray[np.float32] | None = None
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where in `data` each cell begins."""
+        return np.arange(self.count, dtype=np.int64) * (self.k + 1)
+
+
+@dataclass(frozen=True)
 class CompletionView:
     """An opening and what the model wrote after it.
 

@@ -19,7 +19,7 @@ __all__ = ["ChoiceView", "CompletionView", "NeutralView", "SpanView"]
 
 
 class SpanView:
-    """n spans of k tokens in one text: the term (n = 1), or the windows that its null is made of.
+    """n spans of k tokens: the term in a text (n = 1), windows of that text, or cells of a grid of recombined pairings.
 
     Every array has the spans as its first axis. L layers, H heads, D width of the residual stream, T tokens.
     Reading what the measure's `Needs` do not ask for raises ValueError.
@@ -74,14 +74,18 @@ class SpanView:
 
     @property
     def last_row(self) -> NDArray[np.float32]:
-        """Attention of the last token to every position up to its own, (1, L, H, S). The term only."""
-        return _given(self._data.last_row, "last_row")[None]
+        """Attention of the last token to every position up to its own, (n, L, H, S). The term and recombined pairings
+        only; n is 1 for the term."""
+        rows = _given(self._data.last_row, "last_row")
+        return rows.reshape(-1, *rows.shape[-3:])
 
     @property
     def carried(self) -> Array:
         """As `attention`, each weight counted by the norm of what it carries: ||A v W_O||, as a share over all keys
-        (Kobayashi et al. 2020, arXiv:2004.10102). (1, L, H, k, k). The term only."""
-        return _given(self._data.carried, "carried").astype(np.float64)[None]
+        (Kobayashi et al. 2020, arXiv:2004.10102). (n, L, H, k, k). The term and recombined pairings only; n is 1 for
+        the term."""
+        inside = _given(self._data.carried, "carried").astype(np.float64)
+        return inside.reshape(-1, *inside.shape[-4:])
 
     @cached_property
     def residual(self) -> NDArray[np.float32]:
