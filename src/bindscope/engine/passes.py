@@ -31,7 +31,7 @@ BATCH_TOKENS = 2048
 #: A text shorter than this share of the longest does not join a batch that is a quarter full.
 _LEAST_SHARE = 0.8
 #: Bytes of residual streams that one batch may leave.
-_RESIDUAL_BYTES = 1 << 28
+RESIDUAL_BYTES = 1 << 28
 #: Rows of logits whose softmax is taken at a time: they stay in a processor's cache.
 _SOFTMAX_ROWS = 16
 
@@ -74,7 +74,7 @@ def _budget(model: PreTrainedModel, needs: Needs, batch_tokens: int) -> int:
     if not (needs.residual or needs.alone):
         return batch_tokens
     each = (int(model.config.num_hidden_layers) + 1) * int(model.config.hidden_size) * 4
-    return max(1, min(batch_tokens, _RESIDUAL_BYTES // each))
+    return max(1, min(batch_tokens, RESIDUAL_BYTES // each))
 
 
 def _batches(inputs: Sequence[TextInput], budget: int) -> Iterator[list[int]]:
@@ -183,7 +183,7 @@ def forward(
     elif look is not None and edit is None and _may_stop_early(model):
         look = _stop_after_last(look, int(model.config.num_hidden_layers))
     # Padding stands behind every real token, so without packing plain causal attention never sees it.
-    with during(look, packing, edit, rewire), _logits_at(model, batch.reads):
+    with during(look, packing, edit, rewire), logits_at(model, batch.reads):
         try:
             logits = model(batch.ids, use_cache=False, **extra).logits[0]
         except _AllSeen:
@@ -229,7 +229,7 @@ def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) 
 
 
 @contextmanager
-def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iterator[None]:
+def logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Within this block the vocabulary projection receives only the hidden states at `reads`: logits are (1, N, V)."""
     head = model.get_output_embeddings()
     if head is None:
@@ -253,7 +253,7 @@ def _read_with_cache(model: PreTrainedModel, text: TextInput, needs: Needs, gram
     device, n = model.device, len(text.ids)
     capture = Capture(model, [text], needs, grams)
     hooks = during(capture.observer, edit=capture.keep_outputs)
-    with capture.residual_hooks(), hooks, _logits_at(model, [(0, n - 1)]):
+    with capture.residual_hooks(), hooks, logits_at(model, [(0, n - 1)]):
         out = model(torch.tensor([text.ids], device=device), use_cache=bool(text.continuations))
     if not text.continuations:
         return capture.outputs([()])
@@ -285,8 +285,13 @@ def _finite(data: TextData, text: TextInput) -> TextData:
     elif data.residual is not None and not np.isfinite(data.residual).all():
         wrong = "a residual stream"
     if wrong:
-        raise MeasureError(
-            f"the model gives {wrong} that are not finite on a prompt of {len(text.ids)} tokens; "
-            "use float32 or bfloat16 (float16 overflows on some models)"
-        )
+        raise not_finite(wrong, len(text.ids))
     return data
+
+
+def not_finite(what: str, n: int) -> MeasureError:
+    """The error for numbers that are not finite; n: tokens of the text."""
+    return MeasureError(
+        f"the model gives {what} that are not finite on a prompt of {n} tokens; "
+        "use float32 or bfloat16 (float16 overflows on some models)"
+    )
