@@ -240,21 +240,21 @@ class _CellCapture:
 
     def _row(self, row: Sequence[Ids], arrays: dict[str, NDArray[np.float32]]) -> CellData:
         """One row as `CellData`; arrays: name -> (layers, cells, ...)."""
-        k = self._request.k
+        P, k = len(self._request.prefix), self._request.k
         last, carried = arrays.get("last_row"), arrays.get("carried")
         if self._request.needs.carried and carried is None:
             L, H = int(self._model.config.num_hidden_layers), int(self._model.config.num_attention_heads)
             carried = np.full((L, len(row), H, k, k), np.nan, np.float32)
         data = TextData(
-            ids=tuple(token for cell in row for token in (*cell, -1)),
-            band=_band(arrays["sink"], arrays["inside"]) if "sink" in arrays else None,
+            ids=(*self._request.prefix, *(token for cell in row for token in (*cell, -1))),
+            band=_band(arrays["sink"], arrays["inside"], P) if "sink" in arrays else None,
             last_row=None if last is None else np.moveaxis(last, 1, 0),
             carried=None if carried is None else np.moveaxis(carried, 1, 0),
-            residual=_line(arrays["residual"]) if "residual" in arrays else None,
-            head_outputs=_line(arrays["head_outputs"]) if "head_outputs" in arrays else None,
+            residual=_line(arrays["residual"], P) if "residual" in arrays else None,
+            head_outputs=_line(arrays["head_outputs"], P) if "head_outputs" in arrays else None,
         )
         states = arrays["states"].copy() if "states" in arrays else None  # so that the batch is not kept for it
-        return CellData(first=0, count=len(row), k=k, data=data, states=states)
+        return CellData(first=0, count=len(row), prefix=P, k=k, data=data, states=states)
 
 
 class _PackedCapture(_CellCapture):
@@ -262,22 +262,24 @@ class _PackedCapture(_CellCapture):
 
     def weights(self, attention: Attention) -> Tensor:
         P, k = len(self._request.prefix), self._request.k
-        B, T = attention.query.shape[0], attention.query.shape[2]
+        B, H, T, _ = attention.query.shape
+        C = (T - P) // k
         index = torch.arange(P, T, device=attention.query.device).expand(B, -1)
-        p = attention.probabilities(index).unflatten(2, (-1, k))  # (B, H, C, k, T)
-        own = p[..., P:].unflatten(-1, (-1, k)).diagonal(0, 2, 4)  # (B, H, k, k, C): each cell's weights in itself
+        p = attention.probabilities(index).view(B, H, C, k, T)
+        own = p[..., P:].view(B, H, C, k, C, k).diagonal(0, 2, 4)  # (B, H, k, k, C): each cell's weights in itself
         parts = [p[..., :P].transpose(1, 2), own.movedim(-1, 1)]
         return torch.cat(parts, -1).flatten(0, 1)
 
     def values(self, attention: Attention) -> Tensor:
         P, k = len(self._request.prefix), self._request.k
-        own = attention.value[:, :, P:].unflatten(2, (-1, k)).transpose(1, 2)  # (B, C, H_kv, k, d)
+        B, groups, _, d = attention.value.shape
+        own = attention.value[:, :, P:].reshape(B, groups, -1, k, d).transpose(1, 2)  # (B, C, H_kv, k, d)
         front = attention.value[:, None, :, :P].expand(-1, own.shape[1], -1, -1, -1)
         return torch.cat([front, own], 3).flatten(0, 1)
 
     def tokens(self, x: Tensor) -> Tensor:
         P, k = len(self._request.prefix), self._request.k
-        return x[:, P:].unflatten(1, (-1, k)).flatten(0, 1)
+        return x[:, P:].reshape(-1, k, *x.shape[2:])
 
 
 class _BatchCapture(_CellCapture):
@@ -298,20 +300,21 @@ class _BatchCapture(_CellCapture):
         return x
 
 
-def _band(sink: NDArray[np.float32], inside: NDArray[np.float32]) -> NDArray[np.float32]:
-    """sink (L, n, H, k) and inside (L, n, H, k, k) as the band of `TextData`: (L, H, n (k + 1), k)."""
+def _band(sink: NDArray[np.float32], inside: NDArray[np.float32], prefix: int) -> NDArray[np.float32]:
+    """sink (L, n, H, k) and inside (L, n, H, k, k) as the band of `TextData`: (L, H, prefix + n (k + 1), k)."""
     L, n, H, k = sink.shape
-    band = np.full((L, H, n, k + 1, k), np.nan, np.float32)
-    band[:, :, :, :k, 0] = sink.swapaxes(1, 2)
+    band = np.full((L, n, k, H, k), np.nan, np.float32)
+    band[..., 0] = sink.swapaxes(2, 3)
     for i in range(1, k):
         for d in range(1, i + 1):
-            band[:, :, :, i, d] = inside[..., i, i - d].swapaxes(1, 2)
-    return band.reshape(L, H, n * (k + 1), k)
+            band[:, :, i, :, d] = inside[..., i, i - d]
+    return np.moveaxis(_line(band, prefix), 1, 2)
 
 
-def _line(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(L, n, k, ...) as (L, n (k + 1), ...), NaN behind each cell."""
+def _line(x: NDArray[np.float32], prefix: int) -> NDArray[np.float32]:
+    """(L, n, k, ...) as (L, prefix + n (k + 1), ...), NaN for the prefix and behind each cell."""
     L, n, k, *rest = x.shape
-    out = np.full((L, n, k + 1, *rest), np.nan, np.float32)
-    out[:, :, :k] = x
-    return out.reshape(L, n * (k + 1), *rest)
+    out = np.full((L, prefix + n * (k + 1), *rest), np.nan, np.float32)
+    places = prefix + (np.arange(n)[:, None] * (k + 1) + np.arange(k)).ravel()
+    out[:, places] = x.reshape(L, n * k, *rest)
+    return out

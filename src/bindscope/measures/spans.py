@@ -80,7 +80,7 @@ class SpanTables:
         measure = self._measures[name]
         try:
             values = measure.function(view)
-            _check_shapes(measure, values, view.n)
+            check_shapes(measure, values, view.n)
         except Exception as error:  # whatever a measure does, the others are kept
             self.failures[name] = failure(name, error)
             return None
@@ -164,7 +164,7 @@ def _numbers(data: TextData, k: int) -> int:
     return heads * k * k + width * k
 
 
-def _check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
+def check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
     """Raises MeasureError for a column that is lacking, not declared, or not one entry per span."""
     if not isinstance(values, Mapping):
         raise MeasureError(f"it returned {type(values).__name__}, not a dictionary of its columns")
