@@ -95,8 +95,9 @@ def stream_cells(
 
 
 def _budget(model: PreTrainedModel, request: CellRequest, batch_tokens: int) -> int:
-    """Tokens of a batch: fewer where the residual stream of many layers is kept."""
-    layers = len(request.states) / request.k + request.needs.residual * (model.config.num_hidden_layers + 1)
+    """Tokens of a batch: fewer where the residual stream or heads' outputs of many layers are kept."""
+    needs, L = request.needs, int(model.config.num_hidden_layers)
+    layers = len(request.states) / request.k + needs.residual * (L + 1) + needs.head_outputs * L
     each = int(layers * model.config.hidden_size * 4)
     return min(batch_tokens, RESIDUAL_BYTES // each) if each else batch_tokens
 
