@@ -187,10 +187,7 @@ def reference_grids(
         "familiar units": [Term(unit) for unit in data_list("familiar.txt")],
         "one-word units": _two_token_words(tokenizer, sentences, bos, size),
     }
-    return {
-        name: grids(terms, tokenizer, sentences, bos, least=least, most=size if len(terms) > size else None)
-        for name, terms in units.items()
-    }
+    return {name: grids(terms, tokenizer, sentences, bos, least=least, most=size) for name, terms in units.items()}
 
 
 @cache
@@ -202,11 +199,11 @@ def data_list(name: str) -> tuple[str, ...]:
 
 def _forms(tokenizer: PreTrainedTokenizerBase, term: Term, fronts: Sequence[str], bos: Bos) -> dict[str, _Placed] | str:
     """Front -> the term behind it, where it has the tokens that it has most often; or why there is no such front."""
-    found = {front: _place(tokenizer, front, term.surface, bos) for front in fronts}
-    placed = {front: form for front, form in found.items() if not isinstance(form, str)}
+    forms = {front: _place(tokenizer, front, term.surface, bos) for front in fronts}
+    placed = {front: form for front, form in forms.items() if not isinstance(form, str)}
     if not placed:
-        return next((reason for reason in found.values() if isinstance(reason, str)), "there is no carrier sentence")
-    (usual, _), *_ = Counter(form.ids for form in placed.values()).most_common(1)
+        return next((reason for reason in forms.values() if isinstance(reason, str)), "there is no carrier sentence")
+    usual = Counter(form.ids for form in placed.values()).most_common(1)[0][0]
     return {front: form for front, form in placed.items() if form.ids == usual}
 
 
