@@ -105,10 +105,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "falcon": (
         "falcon",
         {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6},
-        "code of its own",
+        "its own attention code",
     ),
-    "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 6}, "code of its own"),
-    "mpt": ("mpt", {"vocab_size": 64, "d_model": 48, "n_layers": 3, "n_heads": 6}, "code of its own"),
+    "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 48, "n_layer": 3, "n_head": 6}, "its own attention code"),
+    "mpt": ("mpt", {"vocab_size": 64, "d_model": 48, "n_layers": 3, "n_heads": 6}, "its own attention code"),
     "mamba": ("mamba", {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 3}, "no attention"),
     "qwen3_next": (
         "qwen3_next",

@@ -247,7 +247,9 @@ def test_donors_are_other_terms_and_long_enough(planted: Loaded, items: list[Tok
     assert all(donor != text for donor, text in zip(texts, neutral, strict=True))
     one = next(i for i in chosen if i.prompt.id == "a0 b0/y")
     assert a._donors([(one, 29)], whole, neutral, rng) == [(*range(10), *range(1, 20))[:29]]  # neutral text where it is
-    with pytest.raises(RequestError, match=r"no other prompt is as long as 'a0 b0/y' \(99 tokens\)"):
+    with pytest.raises(
+        RequestError, match=r"no text about another term is as long as the prompt 'a0 b0/y' \(99 tokens\)"
+    ):
         a._donors([(one, 99)], whole, neutral, rng)
 
 
@@ -303,7 +305,7 @@ def test_an_edit_that_changes_nothing_is_an_error(items: list[TokenizedPrompt]) 
     dead = _planted()
     with torch.no_grad():
         dead.model.transformer.h[HEAD[0]].attn.c_proj.weight.zero_()
-    with pytest.raises(MeasureError, match=r"heads 1\.3 \(zero\) changes no score"):
+    with pytest.raises(MeasureError, match=r"heads 1\.3 \(zero\) changes no margin"):
         _ablate(dead, items, replace(SPEC, random=2))
     with pytest.raises(MeasureError, match="packed"):
         _ablate(dead, items, SPEC, packed=False)
@@ -370,9 +372,9 @@ def test_sets_that_cannot_be() -> None:
     values = np.zeros((2, 8))
     values[0, :5] = 1
     for k in (0, 9):
-        with pytest.raises(RequestError, match=f"k {k} does not fit: the model has 16 heads"):
+        with pytest.raises(RequestError, match=f"k = {k}: the model has 16 heads; use a k from 1 to 8"):
             list(sets({"bsi": values}, Ablation(k=k), 8))
-    with pytest.raises(RequestError, match="k 5 does not fit: the model has 8 key-value heads"):
+    with pytest.raises(RequestError, match="k = 5: the model has 8 key-value heads"):
         list(sets({"bsi": values}, Ablation(k=5, unit="kv_group"), 4))
     assert len(list(sets({"bsi": values}, Ablation(k=5, random=7), 8))) == 10
     assert len(list(sets({"bsi": values}, Ablation(k=5, scope="model", random=7), 8))) == 10
@@ -391,7 +393,7 @@ def test_scores_by_hand(words: PreTrainedTokenizerFast) -> None:
         engine.loaded = loaded
         context = Context(engine=engine, prompts=items, choices=Protocol(min_null=1), previous_token=pts)
         found, lacking = scores(context, items)
-        with pytest.raises(RequestError, match="no prompt is left"):
+        with pytest.raises(RequestError, match="has its term in two tokens"):
             scores(context, [replace(i, span=None) for i in items])
         none, reason = scores(replace(context, choices=Protocol(min_null=10**6)), items)
     assert lacking == ""

@@ -192,13 +192,13 @@ def test_wrong_sections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "heads" in fails("heads: 4")
     for alpha, needed in ((0.05, 19), (0.01, 99), (0.03, 33)):
         message = fails(f"random: {needed - 1}, alpha: {alpha}")
-        assert f"random: {needed} at least" in message
+        assert f"set random: {needed} or more" in message
         assert Ablation(alpha=alpha).least_random == needed
     for heads in ("[4.2]", "4", '["4"]', '["4.x"]', '["-1.2"]'):
         assert "layer.head in quotes" in fails(f"heads: {heads}")
     assert "named twice" in fails('heads: ["4.2", "4.2"]')
-    assert "go together" in fails("rankings: [named]")
-    assert "go together" in fails('heads: ["4.2"], rankings: [bsi]')
+    assert "give both or neither" in fails("rankings: [named]")
+    assert "give both or neither" in fails('heads: ["4.2"], rankings: [bsi]')
     assert "ablation.k" in fails("k: 0")
     assert "alpha" in fails("alpha: 1")
     assert "softly" in fails("modes: softly")

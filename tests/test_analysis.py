@@ -301,7 +301,7 @@ def test_layers_are_means_over_questions() -> None:
 
 def test_rows_twice_are_refused(tiny_run: Path) -> None:
     binding, recognition = Store(tiny_run).read("binding"), Store(tiny_run).read("recognition")
-    with pytest.raises(StoreError, match="recognition table holds 1 rows twice"):
+    with pytest.raises(StoreError, match="table recognition holds 1 rows twice"):
         observations(binding, pd.concat([recognition, recognition.iloc[:1]]))
     with pytest.raises(StoreError, match="no recognition"):
         observations(binding, recognition.iloc[:0])

@@ -138,7 +138,7 @@ def test_a_band_is_what_whole_rows_have(model: PreTrainedModel, masked: bool, wa
                 found, expected = band[:, :, d:, d].mT[real[:, d:]], whole.diagonal(-d, 2, 3).mT[real[:, d:]]
                 torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
-    with torch.inference_mode(), hooked(model), during(look, short=T if way == "softmax" else 0):
+    with torch.inference_mode(), hooked(model), during(look, explicit_tokens=T if way == "softmax" else 0):
         model(ids, **({"attention_mask": mask} if masked else {}), use_cache=False)
     special = getattr(model.config, "attn_logit_softcapping", None) or model.config.model_type == "gpt_oss"
     expected = "softmax" if special or way == "softmax" else "kernel"
@@ -151,8 +151,8 @@ def test_short_texts_give_the_same_logits(model: PreTrainedModel) -> None:
     mask[1, :3] = 0
     found = []
     with torch.inference_mode(), hooked(model):
-        for short in (0, T):
-            with during(lambda layer, attention: None, short=short):
+        for tokens in (0, T):
+            with during(lambda layer, attention: None, explicit_tokens=tokens):
                 found.append(model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()])
     assert found[0].isfinite().all()
     torch.testing.assert_close(*found, atol=TOLERANCE, rtol=0)

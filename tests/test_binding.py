@@ -16,7 +16,7 @@ from bindscope.engine.positions import position_bins
 from bindscope.measures.best_head import best_head
 from bindscope.measures.eb_star import eb_star
 from bindscope.measures.mass import mass
-from bindscope.measures.nulls import WindowNull, against, window_starts
+from bindscope.measures.nulls import WindowNull, compare_with_null, window_starts
 from bindscope.measures.previous_token import previous_token
 from bindscope.measures.previous_token_match import previous_token_match
 from bindscope.measures.sink import sink
@@ -138,15 +138,15 @@ def test_windows_at_once_are_windows_one_by_one(k: int, forbidden: set[int], see
 
 
 def test_null_by_hand_and_missing_with_its_reason() -> None:
-    null = against(0.5, np.array([0.1, 0.5, 0.9]), 3)
+    null = compare_with_null(0.5, np.array([0.1, 0.5, 0.9]), 3)
     assert null["null_mean"] == pytest.approx(0.5)
     assert null["excess"] == pytest.approx(0.0)
     assert null["null_n"] == 3
     assert null["percentile"] == 3 / 4  # two of three are not above it, and itself
-    none = against(0.5, np.array([0.1, 0.5]), 3)
+    none = compare_with_null(0.5, np.array([0.1, 0.5]), 3)
     assert (none["null_mean"], none["excess"], none["percentile"]) == (None, None, None)
     assert none["null_reason"] == "2 null windows, 3 needed"
-    assert against(np.nan, np.zeros(9), 3)["null_reason"] == "the measure has no value here"
+    assert compare_with_null(np.nan, np.zeros(9), 3)["null_reason"] == "the measure has no value here"
 
 
 def test_pools_are_kept_apart_and_means_of_heads_are_theirs() -> None:

@@ -17,7 +17,7 @@ from bindscope.errors import MeasureError, RequestError
 from bindscope.measures.view import SpanView
 
 TOLERANCE = 1e-5
-EVERYTHING = Needs(attention=True, last_row=True, carried=True, residual=True, head_outputs=True)
+EVERYTHING = Needs(attention=True, last_row=True, norm_weighted=True, residual=True, head_outputs=True)
 PREFIX = (5, 9, 33, 7, 21, 40, 11, 8, 3)  # longer than the sliding windows
 BOTH = pytest.mark.parametrize("packed", [True, False], ids=["packed", "shared cache"])
 
@@ -62,7 +62,7 @@ def test_equal_to_one_forward_per_cell(model: PreTrainedModel, packed: bool, k: 
         apart = [SpanView(data, [P], k) for data in _apart(engine, cells)]
     assert [part.first for part in parts] == list(np.cumsum([0, *(part.count for part in parts)])[:-1])
     assert sum(part.count for part in parts) == len(cells)
-    for name in ("attention", "bsi", "sink", "last_row", "carried", "residual", "head_outputs"):
+    for name in ("attention", "bsi", "sink", "last_row", "norm_weighted", "residual", "head_outputs"):
         expected = np.concatenate([getattr(view, name) for view in apart])
         np.testing.assert_allclose(_joined(parts, name), expected, atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
     np.testing.assert_array_equal(_joined(parts, "ids"), cells)
@@ -101,7 +101,7 @@ def test_only_what_was_asked_for_is_kept(packed: bool) -> None:
         (bare,) = engine.stream_cells(PREFIX, _cells(5, 2), states=[1])
     kept = part.data
     assert kept.band is not None
-    assert (kept.last_row, kept.carried, kept.residual, kept.head_outputs, part.states) == (None,) * 5
+    assert (kept.last_row, kept.norm_weighted, kept.residual, kept.head_outputs, part.states) == (None,) * 5
     assert bare.data.band is None
     assert bare.states is not None
     assert bare.states.shape == (1, 5, 48)
@@ -113,7 +113,7 @@ def test_batch_size_does_not_matter(short_rows: None) -> None:
     with models.engine(model) as engine:
         whole = list(engine.stream_cells(PREFIX, cells, EVERYTHING))
         small = list(engine.stream_cells(PREFIX, cells, EVERYTHING, batch_tokens=1))
-    for name in ("attention", "sink", "residual", "carried"):
+    for name in ("attention", "sink", "residual", "norm_weighted"):
         np.testing.assert_allclose(_joined(whole, name), _joined(small, name), atol=TOLERANCE)
 
 

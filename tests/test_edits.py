@@ -238,7 +238,7 @@ def test_texts_are_continued_under_every_edit(name: str) -> None:
                 edit, rewire = decoding(model, heads, mode, material, batch)
                 return during(edit=edit, rewire=rewire)
 
-            found[mode] = [w.ids for w in complete(model, TEXTS, [WRITTEN] * 3, [Sampling()] * 3, under=under)]
+            found[mode] = [w.ids for w in complete(model, TEXTS, [WRITTEN] * 3, [Sampling()] * 3, batch_context=under)]
             assert found[mode] == [_step_by_step(model, i, heads, mode, material) for i in range(3)]
         plain = [w.ids for w in complete(model, TEXTS, [WRITTEN] * 3, [Sampling()] * 3)]
     assert found["knockout"][2] == plain[2]  # it has no term
@@ -256,7 +256,7 @@ def test_a_head_that_is_not_there(head: tuple[int, int]) -> None:
 def test_what_is_kept_between_calls_changes_nothing(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.build(*models.ARCHITECTURES["llama"])
     material = _material(model)
-    monkeypatch.setattr(conditions, "ROOM", room)
+    monkeypatch.setattr(conditions, "CACHE_BYTES", room)
     passes: list[int] = []
     with hooked(model):
         expected = run(model, SCORED, CONDITIONS, "resample", material)

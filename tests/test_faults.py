@@ -238,7 +238,7 @@ FAULTS: dict[Callable[[Stage], None], tuple[int, tuple[str, ...]]] = {
     truncated_weights: (1, ("model.safetensors cannot be read",)),
     pickle_with_code: (1, ("pytorch_model.bin cannot be read",)),
     broken_config: (1, ("step 10", "config.json")),
-    foreign_tokenizer: (1, ("tokenizer and weights do not belong together",)),
+    foreign_tokenizer: (1, ("use the tokenizer that belongs to the weights",)),
 }
 
 

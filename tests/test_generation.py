@@ -162,7 +162,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     model = models.build(*models.ARCHITECTURES["gpt_neox"])
     with torch.no_grad():
         model.get_output_embeddings().weight[5] = torch.nan
-    with pytest.raises(MeasureError, match="not finite while it writes"):
+    with pytest.raises(MeasureError, match="not finite during decoding"):
         complete(model, [(3, 4)], [2], [Sampling()])
 
 

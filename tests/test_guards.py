@@ -51,7 +51,7 @@ def test_two_suites_of_one_name_are_not_averaged(
 ) -> None:
     a, b = (Path(shutil.copytree(suite_folder, tmp_path / x / "run")) for x in "ab")
     assert main(_study(tmp_path, a, b)) == 2
-    assert "two suites are called 'run'" in capsys.readouterr().err
+    assert "two suites have the name 'run'" in capsys.readouterr().err
     assert main(_study(tmp_path, a, a)) == 0  # the same one twice is one
     assert "2 measured" in capsys.readouterr().out
     assert Store(tmp_path / "out").read("binding").groupby(["step", "prompt"]).size().eq(1).all()
@@ -313,7 +313,7 @@ def test_format_and_rotation_belong_to_the_prompt_file(
     row = {"term": "alt text", "task": "generation", "template": "An alt text is", "prompt_id": "g"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl", order="rotated")) == 2
-    assert "has its own order; leave it out" in capsys.readouterr().err
+    assert "sets order itself; leave this out" in capsys.readouterr().err
     assert main(_study(tmp_path, suite_folder, terms=[], prompts="p.jsonl")) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "as in the prompt file" in page

@@ -170,7 +170,7 @@ def test_what_is_missing_says_why(tiny: Loaded) -> None:
     assert set(found.heads["term"]) == {"screen reader"}
     assert "one token" in repr(found)
     assert "one token" in found._repr_html_()
-    with pytest.raises(PromptError, match="nothing to draw: one token"):
+    with pytest.raises(PromptError, match=r"nothing to draw, since no term has a value \(first: one token"):
         _ = bs.measure(tiny, terms=[Term("screen")]).figure
 
 
@@ -193,12 +193,12 @@ def test_shown_in_a_notebook(tiny: Loaded) -> None:
         ({"model": "tiny"}, ModelError, r"the model is the text 'tiny'; load it: bs.measure\(bs.load\('tiny'\)"),
         ({"model": torch.nn.Linear(2, 2)}, ModelError, "Linear is not a language model"),
         ({"tokenizer": None}, RequestError, "no tokenizer; pass the model's own"),
-        ({"tokenizer": ["alt text"]}, RequestError, "the tokenizer is a list, and one of transformers is needed"),
+        ({"tokenizer": ["alt text"]}, RequestError, "the tokenizer is a list; pass one of transformers"),
         ({"terms": []}, RequestError, "no term is given"),
         ({"terms": ()}, RequestError, "no term is given"),
         ({"terms": "pilot-4"}, UnknownName, "unknown term set 'pilot-4'; did you mean pilot-3"),
         ({"terms": " "}, PromptError, "a term is empty"),
-        ({"terms": [3]}, RequestError, "3 is no term"),
+        ({"terms": [3]}, RequestError, "3 is not a term"),
         ({"terms": "nothing.yaml"}, RequestError, "nothing.yaml"),
         ({"prompt": " "}, PromptError, "the prompt is empty"),
         ({"prompt": "Nothing of the kind."}, SpanError, "'alt text' does not occur"),
@@ -375,7 +375,7 @@ def test_dynamic_int8_is_refused_and_left_alone(words: PreTrainedTokenizerFast) 
     model = torch.ao.quantization.quantize_dynamic(_held(words), {torch.nn.Linear}, dtype=torch.qint8)
     with torch.no_grad():
         before = model(IDS).logits
-        with pytest.raises(UnsupportedArchitecture, match="do not score as they do one by one"):
+        with pytest.raises(UnsupportedArchitecture, match=r"differ by .* from those of separate passes"):
             bs.measure(model, words, TERMS)
         assert torch.equal(model(IDS).logits, before)
     assert model.config._attn_implementation != "bindscope"

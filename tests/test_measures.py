@@ -239,8 +239,8 @@ def _raises(_: SpanView) -> object:
     ("name", "result", "said"),
     [
         ("raising", _raises, "the measure raising is left out: ZeroDivisionError: no such thing"),
-        ("shaped", lambda view: {"x": np.zeros((view.n, 2))}, r"the column 'x' has the shape (1, 2); (1,) is needed"),
-        ("short", lambda view: {"x": np.zeros(0)}, r"the column 'x' has the shape (0,); (1,) is needed"),
+        ("shaped", lambda view: {"x": np.zeros((view.n, 2))}, r"the column 'x' has the shape (1, 2); return (1,)"),
+        ("short", lambda view: {"x": np.zeros(0)}, r"the column 'x' has the shape (0,); return (1,)"),
         ("nan", lambda view: {"x": np.full(view.n, np.nan)}, "nan.x is missing in row 0, and reason does not say why"),
         ("lacking", lambda view: {}, "it did not return the column 'x'"),
         ("extra", lambda view: {"x": np.zeros(view.n), "y": np.zeros(view.n)}, "it returned the column 'y'"),
@@ -267,7 +267,7 @@ def test_one_that_fails_is_one_line_and_the_others_are_kept(
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     experiment = bs.Experiment(name="x", suites="tiny@6000", terms="alt text")
     for name in ("eb_star", "prompts", "eb_star_windows"):
-        with pytest.raises(RequestError, match=f"the name '{name}' of a measure is taken"):
+        with pytest.raises(RequestError, match=f"the table name '{name}' of a measure is used"):
             bs.run(experiment, tmp_path / "out", measures=[_make(name, {})])
     assert not (tmp_path / "out").exists()
 
@@ -292,7 +292,7 @@ def test_an_installed_one_with_a_taken_name_is_left_out(
     registry.installed.cache_clear()
     assert len(notes) == 2
     assert "the measure broken is left out: OSError: no luck" in notes
-    assert any("the measure eb_star is left out" in note for note in notes)
+    assert any("the measure eb_star of an installed package is left out" in note for note in notes)
     assert bs.read(tmp_path / "out").read("eb_star")["eb_star"].notna().all()
     assert "left out" in capsys.readouterr().err
 
@@ -330,7 +330,7 @@ def test_eb_star_is_short() -> None:
 
 def test_views_say_what_must_be_declared() -> None:
     view = SpanView(TextData(ids=(1, 2, 3)), [1], 2)
-    for name in ("attention", "residual", "alone", "carried", "last_row", "head_outputs", "previous_token"):
+    for name in ("attention", "residual", "alone", "norm_weighted", "last_row", "head_outputs", "previous_token"):
         with pytest.raises(ValueError, match=f"declare Needs\\({name}=True\\)"):
             getattr(view, name)
 
@@ -342,8 +342,8 @@ def _table(**more: object) -> Table:
 @pytest.mark.parametrize(
     ("more", "values", "said"),
     [
-        ({}, {"x": [1.0], "why": [None], "z": [1]}, "'z' was given and is not declared"),
-        ({}, {"x": [1.0]}, "'why' is declared and was not given"),
+        ({}, {"x": [1.0], "why": [None], "z": [1]}, "'z' has values but is not declared"),
+        ({}, {"x": [1.0]}, "'why' is declared but has no values"),
         ({}, {"x": [1.0, 2.0], "why": [None]}, "differ in length: x 2, why 1"),
         ({}, {"x": [float("nan")], "why": ["gone"]}, "t.x is missing in a row, and no reason is given"),
         ({"missing": "why"}, {"x": [1.0, None], "why": [None, None]}, "t.x is missing in row 1, and why does not say"),

@@ -161,13 +161,13 @@ def test_adapters_are_measured_as_active(adapted: Any, words: PreTrainedTokenize
     _close(found, _tables(merged, words))
     bare = _tables(_model(words, "llama"), words)
     assert abs(found["binding"]["eb_star"] - bare["binding"]["eb_star"]).max() > 1e-3
-    text, needs = TextInput(tuple(range(5, 25)), span=(3, 4, 5)), Needs(carried=True)
+    text, needs = TextInput(tuple(range(5, 25)), span=(3, 4, 5)), Needs(norm_weighted=True)
     with borrowed(wrapped, words) as loaded, models.engine(loaded.model) as engine:
         (mine,) = engine.read([text], needs)
     with models.engine(merged) as engine:
         (theirs,) = engine.read([text], needs)
-    assert mine.carried is not None
-    np.testing.assert_allclose(mine.carried, theirs.carried, atol=1e-5)
+    assert mine.norm_weighted is not None
+    np.testing.assert_allclose(mine.norm_weighted, theirs.norm_weighted, atol=1e-5)
 
 
 @other_warnings
@@ -367,6 +367,6 @@ def test_flags_by_hand(excess: Any, margin: Any, flags: list[str]) -> None:
 
 def test_no_flag_without_looks_or_terms() -> None:
     found, reason = early_warnings(_series([[0, 0, 0]] * 4, [[0, 0, 0]] * 4))
-    assert (found, reason) == ((), "4 looks so far, 5 are needed")
+    assert (found, reason) == ((), "4 measurements so far, 5 are needed")
     found, reason = early_warnings(_series([[0, np.nan, 0]] * 2, [[0, 0, 0]] * 2), window=1)
-    assert (found, reason) == ((), "2 terms have an excess and a margin at both looks, 3 are needed")
+    assert (found, reason) == ((), "2 terms have an excess and a margin at both steps, 3 are needed")

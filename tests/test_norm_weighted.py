@@ -23,7 +23,7 @@ SPANS = [(2, 3, 4), (0, 1), (7, 8, 9, 10)]
 def _read(model: Any) -> list[TextData]:
     with models.engine(model) as engine:
         inputs = [TextInput(text, span=span) for text, span in zip(TEXTS, SPANS, strict=True)]
-        return engine.read([*inputs, TextInput(tuple(range(50, 60)))], Needs(carried=True, last_row=True))
+        return engine.read([*inputs, TextInput(tuple(range(50, 60)))], Needs(norm_weighted=True, last_row=True))
 
 
 def _weighted(data: TextData, span: tuple[int, ...]) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_value_weighted_by_hand(name: str) -> None:
     model = models.build(*models.ARCHITECTURES[name])
     *found, without = _read(model)
     assert without.last_row is None
-    assert without.carried is None
+    assert without.norm_weighted is None
     for text, span, mine in zip(TEXTS, SPANS, found, strict=True):
         assert mine.last_row is not None
         np.testing.assert_allclose(_weighted(mine, span), _by_hand(model, text, span, name), atol=1e-5)
@@ -99,7 +99,7 @@ def test_a_null_value_binds_nothing() -> None:
         model.get_input_embeddings().weight[4] = 0  # a zero residual stays zero through RMSNorm: its value is null
     text, span = (3, 4, 5, 6), (1, 2)
     with models.engine(model) as engine:
-        (data,) = engine.read([TextInput(text, span=span)], Needs(carried=True))
+        (data,) = engine.read([TextInput(text, span=span)], Needs(norm_weighted=True))
     found = _weighted(data, span)
     assert found[0].max() == 0
     assert found[1:].max() > 0  # later layers have written to that position

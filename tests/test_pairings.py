@@ -14,7 +14,8 @@ from bindscope.engine.data import Needs, together
 from bindscope.engine.engine import Engine
 from bindscope.errors import RequestError
 from bindscope.measures import pairings, registry
-from bindscope.measures.base import SpanMeasure, Values, span_measure
+from bindscope.measures.base import SpanMeasure, Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.pairings import measure_grid
 from bindscope.measures.view import SpanView
 from bindscope.prompts.recombine import Grid, Part

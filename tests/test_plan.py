@@ -83,12 +83,12 @@ def test_without_a_hub_sizes_come_from_the_catalogue(hub: Hub, tmp_path: Path, z
         assert (cost.download, cost.largest, cost.by) == (3 * 2000, 2000, "catalogue")
         assert cost.memory.weights == 4000
         assert (cost.work, cost.memory.batch, cost.seconds) == (None, None, None)
-        assert [reason for reason in cost.reasons if "no hub answers" in reason]
+        assert [reason for reason in cost.reasons if "the hub does not answer" in reason]
         assert not hub.requests
         assert constants.HF_HUB_OFFLINE is False
     (cost,) = plan(_study(tmp_path, "a: {repo: lab/a, branch: 'at-{step}', revisions: [1]}")).suites
     assert (cost.download, cost.largest, cost.memory.weights) == (None, None, None)
-    assert any("says how large" in reason for reason in cost.reasons)
+    assert any("gives its size" in reason for reason in cost.reasons)
 
 
 def test_a_hub_that_is_down_is_asked_once(hub: Hub, tmp_path: Path, zoo: dict[str, Path]) -> None:
@@ -111,7 +111,7 @@ def test_a_revision_that_is_not_there_is_named(hub: Hub, tmp_path: Path, zoo: di
     hub.add("lab/a", {"at-1": zoo["at-1"], "at-3": zoo["at-3"]})
     (cost,) = plan(_study(tmp_path)).suites
     assert cost.by == "hub"
-    (reason,) = [text for text in cost.reasons if "cannot be had" in text]
+    (reason,) = [text for text in cost.reasons if "is not available" in text]
     assert "step 2" in reason
     assert "no revision 'at-2'" in reason
 

@@ -338,7 +338,7 @@ def test_one_term_has_no_interval(tmp_path: Path) -> None:
     row = reading(found, "all pairs", "160m")
     assert row["clusters"] == 1
     assert pd.isna(row["low"])
-    assert row["reason"] == "one term: there is nothing to redraw, so no interval"
+    assert row["reason"] == "one term: an interval needs at least two"
     assert "does not exist" in found.shows["coupling"]
 
 
@@ -546,7 +546,7 @@ def test_one_kind_of_file_alone(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("x")])
 def test_nothing_to_read_is_a_wrong_request(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     make(tmp_path / "data")
-    with pytest.raises(RequestError, match=r"not a folder|no result file"):
+    with pytest.raises(RequestError, match=r"not a folder|is a result file"):
         replicate(tmp_path / "data", None)
 
 

@@ -80,7 +80,7 @@ def test_a_component_at_zero_is_named() -> None:
 def test_components_that_cannot_be_told_apart() -> None:
     x = np.arange(8.0) ** 2
     pair = [0, 0, 1, 1, 2, 2, 3, 3]
-    with pytest.raises(Undefined, match="frame and term split the values alike"):
+    with pytest.raises(Undefined, match="frame and term split the values in the same way"):
         components(x, {"term": pair, "frame": ["d", "d", "c", "c", "a", "a", "b", "b"]})
     with pytest.raises(Undefined, match="term has a level for each of 8 values"):
         components(x, {"term": np.arange(8)})

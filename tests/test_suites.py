@@ -240,7 +240,7 @@ def test_a_protocol_that_does_not_fit_is_named(capsys: pytest.CaptureFixture[str
     for command in ("run", "plan"):
         out = ["--out", str(tmp_path / "out")] if command == "run" else []
         assert main([command, str(tmp_path / "s.yaml"), "--protocol", "published", *out]) == 2
-        assert "a prompt file has its own protocol" in capsys.readouterr().err
+        assert "a prompt file sets protocol itself" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

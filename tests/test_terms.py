@@ -403,12 +403,12 @@ def test_terms_and_sets_collide_loudly(tmp_path: Path) -> None:
     control = tmp_path / "control.yaml"
     control.write_text("name: mine\nterms: [alt text]")
     assert len(_study(terms=[str(own)]).selected()) == 2
-    with pytest.raises(RequestError, match="two different terms are called 'alt text'"):
+    with pytest.raises(RequestError, match="two different terms have the name 'alt text'"):
         _study(terms=["pilot-3", str(own)]).build_prompts()
     with pytest.raises(RequestError, match="'alt text' is in the terms and in the control group"):
         _study(terms=["pilot-3"], controls=[str(control)]).build_prompts()
     own.write_text("name: a11y-41\nterms: [stone wall]")
-    with pytest.raises(RequestError, match="a set called 'a11y-41' already"):
+    with pytest.raises(RequestError, match="another set with the name 'a11y-41'"):
         _study(terms=["a11y-41", str(own)]).build_prompts()
 
 
@@ -429,7 +429,7 @@ def test_few_shot_of_a_prompt_file_comes_in_pairs(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, [plain, shot])))
     assert len(_study(prompts=path, measures="few_shot").build_prompts()) == 2
     path.write_text("\n".join(map(json.dumps, [plain, plain | {"prompt_id": "h"}, shot])))
-    with pytest.raises(RequestError, match="'alt text/h' and its 'exemplar' prompt do not come in a pair"):
+    with pytest.raises(RequestError, match="'alt text/h' has either an opening without a 'exemplar' prompt"):
         _study(prompts=path, measures="few_shot").build_prompts()
     path.write_text(json.dumps(plain))
     with pytest.raises(RequestError, match="no prompt has shot 'exemplar'"):

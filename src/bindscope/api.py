@@ -1,6 +1,6 @@
-"""The functions of `import bindscope as bs`: each wraps what the command of the same name calls.
+"""The functions of `import bindscope as bs`; each calls the same code as the command of its name.
 
-Importing this file loads no torch; a function loads what it needs.
+Importing this module does not import torch; a function imports what it needs.
 """
 
 from __future__ import annotations
@@ -44,20 +44,24 @@ def measure(
     bos: Bos | None = None,
     measures: Iterable[Measure] = (),
 ) -> Measured:
-    """How strongly the heads of a model that you hold bind each term, against the null.
+    """Measure how strongly the heads of a model bind each term, compared with the window null.
+
+    A term of one token has no value but a reason. The function leaves the model unchanged: weights, gradients, modes,
+    hooks, attention implementation and random number generators.
 
     model: a causal language model of transformers, also inside torch.compile, PEFT or DistributedDataParallel, on any
-    device, quantised or not; or what `load` returns, which brings its tokenizer. tokenizer: a fast one, of
-    transformers. terms: see `terms`. prompt: a text that holds the terms, in place of the carrier sentences. bos: "on",
-    "off" or "default", what the tokenizer does; left out, the choice of a loaded checkpoint, else "default".
+        device, quantised or not; or the result of `load`, which includes the tokenizer
+    tokenizer: a fast tokenizer of transformers
+    terms: see `terms`
+    prompt: a text that contains the terms, instead of the carrier sentences
+    bos: whether a beginning-of-text token is put in front: "on", "off", or "default" for what the tokenizer does;
+        None for the setting of a loaded checkpoint, else "default"
+    measures: further span measures
+    Raises RequestError for an argument that is not a model, tokenizer, term or measure, ModelError or
+    UnsupportedArchitecture for a model that cannot be read, SpanError where a term is absent from `prompt`.
 
-    The model is given back as it was: weights, gradients, modes, hooks, attention implementation, random numbers.
-
-    Raises RequestError for what is no model, tokenizer or term; ModelError, UnsupportedArchitecture for a model that
-    cannot be read; SpanError where a term is absent from `prompt`. A term that is one token has no value, and a reason.
-
-    >>> found = bs.measure(bs.load("tiny"), terms=["screen reader", "alt text"])
-    >>> found.frame[["term", "k", "eb_star", "excess"]].round(2)
+    >>> measured = bs.measure(bs.load("tiny"), terms=["screen reader", "alt text"])
+    >>> measured.frame[["term", "k", "eb_star", "excess"]].round(2)
                 term  k  eb_star  excess
     0  screen reader  2     0.66     0.2
     1       alt text  2     0.66     0.2
@@ -82,10 +86,13 @@ def measure(
 def load(
     name: str | Path, revision: str | int | None = None, *, bos: Bos | None = None, dtype: Dtype = "auto"
 ) -> Loaded:
-    """One checkpoint by catalogue name, folder, .gguf file or hub id: its `.model`, in eval mode, and `.tokenizer`.
+    """Load one checkpoint; the result has its `.model`, in eval mode, and its `.tokenizer`.
 
-    revision: a branch, tag, commit, checkpoint name or step; the last one if left out. bos: the suite's own choice if
-    left out. dtype: "auto" is bfloat16 on a GPU that has it, else float32. Raises UnknownName, ModelError.
+    name: catalogue name, folder, .gguf file or hub id
+    revision: a branch, tag, commit, checkpoint name or step; None for the last checkpoint
+    bos: whether a beginning-of-text token is put in front; None for the default of the suite
+    dtype: "auto" is bfloat16 on a GPU that supports it, else float32
+    Raises UnknownName for a name that is not known, ModelError for a checkpoint that cannot be loaded.
 
     >>> loaded = bs.load("tiny", 1000)
     >>> loaded.ref.label, loaded.layers, loaded.heads
@@ -102,9 +109,11 @@ def load(
 
 
 def terms(*names: Terms) -> tuple[Term, ...]:
-    """Terms by set or name of the library, in any case, or from a YAML file; any other text is a term of its own.
+    """Look up terms.
 
-    Raises RequestError where there are none, UnknownName for a mistyped set, and what is wrong with a file, by line.
+    names: sets or names of the library, in upper or lower case, YAML files of terms, or `Term` records; any other text
+        becomes a term itself
+    Raises RequestError where there are none or a file is wrong (with its line), UnknownName for a mistyped set.
 
     Examples:
         >>> [term.name for term in bs.terms("pilot-3", "cast iron")]
@@ -114,10 +123,14 @@ def terms(*names: Terms) -> tuple[Term, ...]:
 
 
 def audit(tokenizer: str | Path | PreTrainedTokenizerBase, terms: Terms = "a11y-41") -> pd.DataFrame:
-    """How a tokenizer cuts each term: a row per term, alone (`bare_*`) and inside a sentence (`prompt_*`).
+    """Show how a tokenizer splits each term: a row per term.
 
-    tokenizer: one of transformers, a tokenizer.json, or a checkpoint's name. valid: two or more tokens in a sentence;
-    else `reason` says why it cannot be measured. Raises as `terms`; ModelError for a tokenizer that cannot be read.
+    The columns bare_* are the tokens of the term alone, prompt_* those inside a sentence. A term is valid if it has two
+    or more tokens in a sentence; otherwise `reason` says why it cannot be measured.
+
+    tokenizer: a tokenizer of transformers, a tokenizer.json, or the name of a checkpoint
+    terms: see `terms`
+    Raises the errors of `terms`, ModelError for a tokenizer that cannot be read.
 
     >>> bs.audit("tiny", ["screen reader", "zebra"])[["term", "prompt_n", "valid"]]
                 term  prompt_n  valid
@@ -140,28 +153,32 @@ def run(
     measures: Iterable[Measure] = (),
     accept_flags: bool = False,
 ) -> Store:
-    """Measure every checkpoint of a study that the folder `out` does not hold yet, and give the results.
+    """Measure every checkpoint of an experiment whose results the folder `out` does not hold, and return the results.
 
-    study: a built-in one by name, a .yaml file, or a `Experiment`. accept_flags: measure checkpoints whose weights are
-    flagged (two revisions hold the same, one has moved). What happens on the way goes to the logger "bindscope".
-    `bindscope report OUT` draws the page.
+    Messages go to the logger "bindscope". The function warns of checkpoints that failed; calling it again measures
+    them. `bindscope report OUT` draws a page of the results.
 
-    Raises RequestError for a wrong study, before anything is measured; the first checkpoint's error where all of them
-    failed. Where some failed it warns, and those are measured when it is called again.
+    experiment: name of a built-in experiment, a .yaml file, or an `Experiment`
+    out: the results folder
+    measures: further measures
+    accept_flags: whether to measure checkpoints whose weights are flagged (two revisions hold the same weights, or a
+        revision has moved)
+    Raises RequestError for a wrong experiment, before anything is measured, and the error of the first checkpoint where
+    all of them fail.
 
-    >>> study = bs.Experiment(name="mine", suites="tiny@0,6000", terms="pilot-3")
-    >>> bs.run(study, folder).read("recognition")["step"].unique().tolist()
+    >>> experiment = bs.Experiment(name="two-steps", suites="tiny@0,6000", terms="pilot-3")
+    >>> bs.run(experiment, folder).read("recognition")["step"].unique().tolist()
     [0, 6000]
     """
     from bindscope.execute import local
     from bindscope.execute.request import prepare
     from bindscope.execute.sweep import Options
     from bindscope.experiment import Experiment
-    from bindscope.experiment import load as load_study
+    from bindscope.experiment import load as load_experiment
     from bindscope.store import Store
 
-    wanted = experiment if isinstance(experiment, Experiment) else load_study(str(experiment))
-    request = prepare(wanted, _measures(measures))  # what is wrong with it is found before the folder is made
+    wanted = experiment if isinstance(experiment, Experiment) else load_experiment(str(experiment))
+    request = prepare(wanted, _measures(measures))  # raises errors of the experiment before the folder is created
     store = Store(out)
     with store.lock():
         result = local.run(request, store, _Log(), Options(accept=accept_flags))
@@ -169,8 +186,8 @@ def run(
     if len(failed) == len(result.units):
         raise result.errors[0]
     if failed:
-        said = f"{failed[0].checkpoint.suite}, {failed[0].checkpoint.label}: {failed[0].reason}"
-        warnings.warn(f"{len(failed)} of {len(result.units)} checkpoints failed, first {said}", stacklevel=2)
+        first = f"{failed[0].checkpoint.suite}, {failed[0].checkpoint.label}: {failed[0].reason}"
+        warnings.warn(f"{len(failed)} of {len(result.units)} checkpoints failed, first {first}", stacklevel=2)
     lacking = {name: reason for unit in result.units for name, reason in unit.lacking.items()}
     if lacking:
         count = "1 measure has" if len(lacking) == 1 else f"{len(lacking)} measures have"
@@ -179,9 +196,10 @@ def run(
 
 
 def read(folder: str | Path) -> Store:
-    """The results of a run. `.read("binding")` is a data frame; docs/tables.md lists every table and column.
+    """Open the results of a run. `.read("binding")` is a data frame; docs/tables.md lists every table and column.
 
-    Raises StoreError where the folder holds none, or none that are whole.
+    folder: the results folder
+    Raises StoreError where it is not a results folder.
 
     >>> table = bs.read(folder).read("binding")
     >>> table.groupby("step")["eb_star"].mean().round(2).to_dict()
@@ -193,37 +211,34 @@ def read(folder: str | Path) -> Store:
 
 
 def analyse(results: Store | str | Path, claims: Iterable[Claim] = ()) -> Analysis:
-    """Every claim of the reference study (Tran 2026) on a run, as published and as controlled, with intervals and n.
+    """Test every claim of the reference study (Tran 2026) on a run, as published and as controlled.
 
-    `.results` has a row per statistic, `.sentences` an answer per claim; `.tables()` are all.
+    `.results` has a row per statistic, with its interval and n, `.sentences` an answer to each claim, `.tables()` all
+    tables, and `.problems` the claims that cannot be computed.
 
-    results: what `run` or `read` returns, or the folder.
-    claims: claims of one's own, asked beside the others (docs/your-claim.md).
+    results: the result of `run` or `read`, or the folder
+    claims: your own claims, tested along with the others (docs/your-claim.md)
+    Raises StoreError where there is nothing to analyse.
 
-    Raises StoreError where there is nothing to analyse, RequestError for a run without binding. A claim that cannot be
-    computed is named in `.problems`.
-
-    >>> found = bs.analyse(folder)
-    >>> found.results.query("claim == 'C1-A' and reading == 'published'")[["id", "n"]]
+    >>> analysis = bs.analyse(folder)
+    >>> analysis.results.query("claim == 'C1-A' and reading == 'published'")[["id", "n"]]
                 id   n
     2  c1a.rho.all  30
     """
     from bindscope.claims.analysis import analyse as compute
     from bindscope.tables.run import RunTables
 
-    tables = RunTables(_store(results))
-    tables.check_reportable()
-    return compute(tables, claims)
+    return compute(RunTables(_store(results)), claims)
 
 
 def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[str, Figure]:
-    """Every figure that a run carries, by name. One draws itself in a notebook; `.chart` is the Altair chart, `.data`
-    the numbers in it, `.text` says what there is to see.
+    """Draw the figures of a run, by name.
 
-    results, claims: as for `analyse`.
+    A notebook shows a figure; `.chart` is its Altair chart, `.data` the numbers in it, and `.text` describes it. The
+    function warns of figures that cannot be drawn.
 
-    Raises StoreError where the results cannot be read, RequestError for a run without binding. Warns of a claim's
-    figure that cannot be drawn.
+    results, claims: see `analyse`
+    Raises StoreError where the results cannot be read.
 
     Examples:
         >>> list(bs.figures(folder))[:3]
@@ -235,16 +250,15 @@ def figures(results: Store | str | Path, claims: Iterable[Claim] = ()) -> dict[s
     from bindscope.tables.run import RunTables
 
     tables = RunTables(_store(results))
-    tables.check_reportable()
     analysis = compute(tables, claims) if tables.has_questions else None
-    found, problems = drawn(Findings(tables) if analysis is None else analysis.findings, analysis)
+    every, problems = drawn(Findings(tables) if analysis is None else analysis.findings, analysis)
     for problem in (*(() if analysis is None else analysis.problems), *problems):
         warnings.warn(problem, stacklevel=2)
-    return {figure.name: figure for figure in found}
+    return {figure.name: figure for figure in every}
 
 
 class _Log:
-    """What a run says on its way."""
+    """Sends the events of a run to the logger."""
 
     def begin(self, units: int) -> None:
         _LOG.info("%d checkpoints", units)
@@ -273,33 +287,33 @@ def _each(chosen: Terms) -> list[str | Path | Term]:
 def _terms(chosen: Terms) -> tuple[Term, ...]:
     from bindscope.quick import resolve
 
-    found: dict[str, Term] = {}
+    by_name: dict[str, Term] = {}
     for name in _each(chosen):
         if not isinstance(name, str | Path | Term):
-            raise RequestError(f"{name!r} is no term; give texts, names of sets, YAML files or Term records")
+            raise RequestError(f"{name!r} is not a term; give texts, names of sets, YAML files or Term records")
         new = (name,) if isinstance(name, Term) else resolve([str(name)])
-        found |= {term.name: term for term in new}
-    if not found:
+        by_name |= {term.name: term for term in new}
+    if not by_name:
         raise RequestError('no term is given; name one ("screen reader"), a set ("pilot-3") or a YAML file of terms')
-    return tuple(found.values())
+    return tuple(by_name.values())
 
 
 def _measures(given: Iterable[Any]) -> list[Measure]:
-    """Raises RequestError for what is no measure."""
+    """The measures as a list. Raises RequestError for an entry that is not a measure."""
     from bindscope.measures.registry import checked
 
-    return [checked(measure, "what was handed over as a measure") for measure in given]
+    return [checked(measure, "an entry of measures=") for measure in given]
 
 
 def _model(model: Any) -> torch.nn.Module:
-    """The model itself. Raises ModelError for its name, with the way to load it."""
+    """The model itself. Raises ModelError where the name of a model is given instead, and shows how to load it."""
     from bindscope.checkpoints.load import Loaded
 
     if isinstance(model, str | Path):
         name = repr(str(model))
         raise ModelError(f"the model is the text {name}; load it: bs.measure(bs.load({name}), terms=...)")
-    found: torch.nn.Module = model.model if isinstance(model, Loaded) else model
-    return found
+    module: torch.nn.Module = model.model if isinstance(model, Loaded) else model
+    return module
 
 
 def _tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -309,7 +323,7 @@ def _tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
         raise RequestError("there is no tokenizer; pass the model's own, as the second argument")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise RequestError(
-            f"the tokenizer is a {type(tokenizer).__name__}, and one of transformers is needed (AutoTokenizer, or "
+            f"the tokenizer is a {type(tokenizer).__name__}; pass one of transformers (AutoTokenizer, or "
             "PreTrainedTokenizerFast(tokenizer_object=...) around one of the package tokenizers)"
         )
     return tokenizer

@@ -61,7 +61,7 @@ def run(
 ) -> int:
     """Measure every checkpoint of an experiment, store the results and write report.html."""
     from bindscope import experiment as experiments
-    from bindscope.terminal.results import Progress, counted, outcome
+    from bindscope.terminal.results import Progress, outcome
 
     wanted = experiments.changed(experiments.load(experiment), protocol, suites or ())
     from bindscope.execute.request import prepare
@@ -86,11 +86,7 @@ def run(
         if all(unit.status == "failed" for unit in result.units):
             raise result.errors[0]
         tables = RunTables(store)
-        if reason := tables.not_reportable:
-            counted(result)
-            _print_error(reason)
-        else:
-            outcome(tables, result, write_report(tables, _analysed(tables))[0])
+        outcome(tables, result, write_report(tables, _analysed(tables))[0])
     return 1 if result.errors else 0
 
 
@@ -240,7 +236,6 @@ def analyse(folder: options.Results, as_json: options.Json = False) -> None:
     from bindscope.terminal.results import show_analysis
 
     tables = RunTables(_store(folder, create=False))
-    tables.check_reportable()
     analysis = claims.analyse(tables)
     files = claims.write_tables(analysis)
     if as_json:
@@ -256,7 +251,6 @@ def report(folder: options.Results, other: options.OtherResults = None, paper: o
     from bindscope.tables.run import RunTables
 
     tables = RunTables(_store(folder, create=False))
-    tables.check_reportable()
     if other is not None:
         from bindscope.report.comparison import write_comparison
         from bindscope.terminal.results import compared
@@ -264,7 +258,6 @@ def report(folder: options.Results, other: options.OtherResults = None, paper: o
         if paper:
             raise RequestError("--pdf is for the report of one folder; leave it out beside two")
         second = RunTables(_store(other, create=False))
-        second.check_reportable()
         compared(*write_comparison(tables, second))
         return
     for path in write_report(tables, _analysed(tables), paper):

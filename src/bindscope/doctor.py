@@ -1,4 +1,4 @@
-"""The state of everything that a run needs: versions, devices, the attention hook, the hub, disk space."""
+"""Checks what a run needs: versions, device, the attention hook, the hub, disk space."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from bindscope.execute.unit import versions
 class Finding:
     """One line of `bindscope doctor`.
 
-    subject: what was checked.
-    result: what was found.
-    state: "ok", "note" (some things will not work) or "fault" (nothing can be measured).
+    subject: what was checked
+    result: the result of the check
+    state: "ok", "note" (some functions will not work) or "fault" (nothing can be measured)
     """
 
     subject: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Check everything that a run depends on. Nothing is changed, and faults are reported, not raised."""
+    """Check everything that a run depends on. The function changes nothing and reports faults instead of raising."""
     device = pick_device()
     return [
         Finding("versions", ", ".join(f"{k} {v}" for k, v in versions().items())),

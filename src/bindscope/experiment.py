@@ -1,4 +1,4 @@
-"""What to measure: a few lines of YAML, by built-in name or by path."""
+"""An experiment: what to measure, as a few lines of YAML; built in or in a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bindscope.prompts.library import Library, control_groups, library, read
 from bindscope.records import Ablation, Bos, Dtype, Format, Mode, Order, Prompt, Protocol, Ranking, Term
 from bindscope.yamlfile import YamlFile
 
-#: module:name, with the module's folder in front where it lies beside the experiment's file.
+#: module:name, with the folder of the module in front where it is in the folder of the experiment's file.
 _OBJECT = re.compile(r"(?:.*/)?[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _TRUST = re.compile(r"I have read the code of (\S+) and trust it\.?")
-#: The study's own ablation: 4 heads, 5 random sets of the whole model, ranked on the prompts that are evaluated.
+#: The ablation of the reference study: 5 random sets of the whole model, heads ranked on the evaluated prompts.
 _PUBLISHED: dict[str, Any] = {
     "modes": ("published",),
     "random": 5,
@@ -32,7 +32,10 @@ _PUBLISHED: dict[str, Any] = {
 
 
 class Heads(BaseModel):
-    """The section `ablation` of a study file; see `records.Ablation`."""
+    """The section `ablation` of an experiment file; its fields are those of `records.Ablation`.
+
+    Fields that are None have the default of the protocol.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +61,7 @@ class Heads(BaseModel):
     @field_validator("heads", mode="before")
     @classmethod
     def _layer_and_head(cls, value: Any) -> Any:
-        """Text, since YAML takes 4.10 for the number 4.1; or pairs of numbers, as a stored study has them."""
+        """Heads as text "layer.head", since YAML reads 4.10 as the number 4.1, or as stored pairs of numbers."""
         heads = []
         for head in value if isinstance(value, list | tuple) else [value]:
             if isinstance(head, str) and re.fullmatch(r"\d+\.\d+", head):
@@ -68,13 +71,13 @@ class Heads(BaseModel):
             else:
                 raise ValueError(f'heads are a list of layer.head in quotes, such as ["4.2", "16.0"], got {head!r}')
         if len(set(heads)) < len(heads):
-            raise ValueError(f"a head is named twice in {value}")
+            raise ValueError(f"a head is named twice in {value}; name each head once")
         return heads
 
     @model_validator(mode="after")
     def _named(self) -> Heads:
         if self.rankings is not None and ("named" in self.rankings) != bool(self.heads):
-            raise ValueError("the ranking named and the list `heads` go together")
+            raise ValueError("the ranking `named` needs the list `heads`, and `heads` needs it; give both or neither")
         return self
 
     @field_validator("sweep")
@@ -86,32 +89,44 @@ class Heads(BaseModel):
         return value
 
     def resolved(self, protocol: str) -> Ablation:
-        """With the protocol's own choices where the file makes none. Raises RequestError where p cannot reach alpha."""
-        asked: dict[str, Any] = {name: value for name, value in self.model_dump().items() if value is not None}
+        """The settings with the defaults of a protocol ("controlled" or "published") where the file gives none.
+
+        Raises RequestError where so few random sets cannot give p <= alpha.
+        """
+        given: dict[str, Any] = {name: value for name, value in self.model_dump().items() if value is not None}
         if self.heads and self.rankings is None:
-            asked["rankings"] = ("named",)
-        spec = replace(Ablation(), **((_PUBLISHED if protocol == "published" else {}) | asked))
+            given["rankings"] = ("named",)
+        spec = replace(Ablation(), **((_PUBLISHED if protocol == "published" else {}) | given))
         if protocol == "controlled" and spec.random < spec.least_random:
             raise RequestError(
                 f"ablation: {spec.random} random sets cannot give p below {1 / (spec.random + 1):.3f}, and alpha is "
-                f"{spec.alpha}; random: {spec.least_random} at least"
+                f"{spec.alpha}; set random: {spec.least_random} or more"
             )
         return spec
 
 
 class Experiment(BaseModel):
-    """A study file, checked.
+    """An experiment: what to measure on which checkpoints.
 
+    name: its name
+    about: what it is for
     suites: catalogue names, local folders, hub ids or YAML files of suites; `name@15000,143000` takes some checkpoints
-    of one. terms: sets or single terms of the library, or YAML files of
-    terms; or prompts: a JSONL file in the published format. measures: binding and recognition always; generation,
-    few_shot, variability and ablation on request. controls: control groups (sets of expressions, files of them; "all"
-    for the ten that ship), measured in the same carrier sentences as the terms. frames: the list of carrier sentences.
-    remote_code: repositories whose Python code may be run, in words: `I have read the code of ORG/NAME and trust it`.
+    terms: sets or single terms of the library, or YAML files of terms
+    prompts: a JSONL file in the published format, instead of terms
+    measures: names of measures or groups, or module:measure for your own
+    controls: control groups: sets of expressions or files of them; "all" for those that ship. They are measured in the
+        same carrier sentences as the terms
+    frames: the list of carrier sentences, None for the default
     protocol: "controlled" rotates the options of a question; "published" asks each question once, with the answer in
-    the place that the file gives it. format, order: override the protocol's. ablation: which heads are taken out, how,
-    and against how many random sets. claims: claims of one's own, as module:name; the module may lie beside the study
-    file. bos: None takes each suite's own. dtype: "auto", "float32", "bfloat16", "float16".
+        the position that the file gives
+    ablation: settings of ablation
+    format: whether the options are listed in a question
+    order: order of the options, None for that of the protocol
+    bos: whether a beginning-of-text token is put in front, None for the default of each suite
+    dtype: "auto", "float32", "bfloat16" or "float16"
+    remote_code: repositories whose Python code may be run: `I have read the code of ORG/NAME and trust it`
+    claims: your own claims, as module:name; the module may be in the folder of the experiment's file
+    Raises ValidationError for fields that are not allowed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,7 +152,7 @@ class Experiment(BaseModel):
     @classmethod
     def _module_and_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if odd := next((text for text in value if not _OBJECT.fullmatch(text)), None):
-            raise ValueError(f"a claim is named module:name, such as mine:CLAIM, got {odd!r}")
+            raise ValueError(f"a claim is named module:name, such as my_claims:CLAIM, got {odd!r}")
         return value
 
     @field_validator("remote_code")
@@ -167,26 +182,26 @@ class Experiment(BaseModel):
             raise ValueError("give either `terms` or `prompts`")
         asked = self.model_fields_set & {"format", "order", "protocol", "controls", "frames"}
         if self.prompts and asked:
-            raise ValueError(f"a prompt file has its own {', '.join(sorted(asked))}; leave it out beside `prompts`")
+            raise ValueError(f"a prompt file sets {', '.join(sorted(asked))} itself; leave this out beside `prompts`")
         return self
 
     def _libraries(self) -> list[Library]:
-        """The shipped library, then the term files that the study names. A set belongs to one of them."""
-        found = [library()]
+        """The built-in library, then the term files that the experiment names. A set is in one of them only."""
+        libraries = [library()]
         for name in dict.fromkeys((*self.terms, *self.controls)):
             if _is_file(name):
                 new = read(Path(name))
-                if taken := [s for s in new.sets if any(s in other.sets for other in found)]:
-                    raise RequestError(f"{name}: there is a set called {taken[0]!r} already; rename it")
-                found.append(new)
-        return found
+                if taken := [s for s in new.sets if any(s in other.sets for other in libraries)]:
+                    raise RequestError(f"{name}: there is another set with the name {taken[0]!r}; rename it")
+                libraries.append(new)
+        return libraries
 
     def selected(self) -> tuple[Term, ...]:
-        """The terms that the study names. Raises RequestError where two different terms have one name."""
+        """The terms of the experiment. Raises RequestError where two different terms have the same name."""
         return _select(self.terms, self._libraries())
 
     def groups(self) -> dict[str, tuple[Term, ...]]:
-        """The control groups. A file is one group by its own name, or, where it has sets, a group for each."""
+        """Control group -> its expressions. A file is one group, or a group for each of its sets where it has sets."""
         libraries, out = self._libraries(), dict[str, tuple[Term, ...]]()
         for name in self.controls:
             if _is_file(name):
@@ -197,15 +212,15 @@ class Experiment(BaseModel):
         return out
 
     def build_prompts(self) -> tuple[Prompt, ...]:
-        """Its prompts, from terms or from its file.
+        """The prompts of the experiment, from its terms or from its prompt file.
 
-        Raises RequestError where there are none, or none for a measure that is asked for, and where generation is asked
-        for and a term has no rubric.
+        Raises RequestError where there are none, where a measure has none, and where a completion is to be scored and
+        the term has no rubric.
         """
         prompts = tuple(self._prompts())
         check_unique(prompts)
         if not prompts:
-            raise RequestError("the study has no prompts; name terms that have questions, openings or a name to carry")
+            raise RequestError("the experiment has no prompts; name terms")
         openings = {p.shared: p for p in prompts if p.task == "generation" and p.shot == "zero"}
         if {"generation", "few_shot", "variability"} & set(self.measures):
             if not openings:
@@ -250,7 +265,10 @@ class Experiment(BaseModel):
         return self.order or ("given" if self.protocol == "published" else "rotated")
 
     def protocol_of(self, bos: Bos) -> Protocol:
-        """The choices that change numbers, for a suite whose own BOS choice is `bos`."""
+        """The settings that change numbers.
+
+        bos: the default of the suite
+        """
         if self.prompts is not None:
             return Protocol(format=None, order=None, bos=self.bos or bos, ablation=self._ablation())
         return Protocol(format=self.format, order=self._order(), bos=self.bos or bos, ablation=self._ablation())
@@ -264,8 +282,8 @@ def _is_file(name: str) -> bool:
 
 
 def _select(names: Iterable[str], libraries: Sequence[Library]) -> tuple[Term, ...]:
-    """Terms by set, term or file name, in the order given."""
-    found: dict[str, Term] = {}
+    """The terms of sets, single terms and files, in the order given. Raises UnknownName, RequestError."""
+    selected: dict[str, Term] = {}
     for name in names:
         if _is_file(name):
             part: Iterable[Term] = read(Path(name)).terms.values()
@@ -275,13 +293,16 @@ def _select(names: Iterable[str], libraries: Sequence[Library]) -> tuple[Term, .
                 raise UnknownName("term set", name, [n for lib in libraries for n in (*lib.sets, *lib.terms)])
             part = home.select(name)
         for term in part:
-            if found.setdefault(term.name, term) != term:
-                raise RequestError(f"two different terms are called {term.name!r}; rename one or select one only")
-    return tuple(found.values())
+            if selected.setdefault(term.name, term) != term:
+                raise RequestError(f"two different terms have the name {term.name!r}; rename one or select one only")
+    return tuple(selected.values())
 
 
 def _check_shots(prompts: Iterable[Prompt], openings: set[str]) -> None:
-    """Every kind of exemplar that occurs stands before every opening, and the term's own occurs."""
+    """Check that each kind of exemplar occurs with every opening, and that the term's own exemplar occurs.
+
+    Raises RequestError where it does not.
+    """
     behind: dict[str, set[str]] = {}
     for p in prompts:
         if p.shot != "zero":
@@ -290,40 +311,53 @@ def _check_shots(prompts: Iterable[Prompt], openings: set[str]) -> None:
         raise RequestError("few_shot is asked for, but no prompt has shot 'exemplar'; add them, or leave few_shot out")
     for shot, questions in behind.items():
         if odd := sorted(questions ^ openings):
-            raise RequestError(f"few_shot: the opening {odd[0]!r} and its {shot!r} prompt do not come in a pair")
+            raise RequestError(
+                f"few_shot: {odd[0]!r} has either an opening without a {shot!r} prompt or such a prompt without an "
+                "opening; give both"
+            )
 
 
 def names() -> list[str]:
-    """Built-in studies."""
+    """The names of the built-in experiments."""
     folder = resources.files("bindscope").joinpath("data/experiments")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load(name: str) -> Experiment:
-    """A built-in study by name, or a YAML file by path. Raises UnknownName, or RequestError naming file and line."""
+    """Load an experiment.
+
+    name: name of a built-in experiment, or path of a YAML file
+    Raises UnknownName for a name that is not known, RequestError with file and line for a wrong file.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _beside(YamlFile(path).parse(Experiment), path.parent)
     if name not in names():
-        remedy = "(`bindscope run --help` says what each is; the path of a .yaml file will do too)"
+        remedy = "(`bindscope run --help` describes each; the path of a .yaml file works too)"
         raise UnknownName("experiment", name, names(), remedy)
     with resources.as_file(resources.files("bindscope").joinpath(f"data/experiments/{name}.yaml")) as shipped:
         return YamlFile(shipped).parse(Experiment)
 
 
 def changed(experiment: Experiment, protocol: str | None = None, suites: Sequence[str] = ()) -> Experiment:
-    """The study in another protocol or on other suites. Raises RequestError where that does not fit it."""
-    asked = {"protocol": protocol, "suites": tuple(suites)}
+    """The experiment with another protocol or other suites.
+
+    experiment: the experiment
+    protocol: the new protocol, None to keep it
+    suites: the new suites, empty to keep them
+    Raises RequestError where the experiment does not allow them.
+    """
+    new = {"protocol": protocol, "suites": tuple(suites)}
     try:
         return Experiment.model_validate(
-            experiment.model_dump(exclude_unset=True) | {k: v for k, v in asked.items() if v}
+            experiment.model_dump(exclude_unset=True) | {k: v for k, v in new.items() if v}
         )
     except ValidationError as error:
         raise RequestError(f"{experiment.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def _beside(experiment: Experiment, base: Path) -> Experiment:
-    """Paths are the study file's: suites, term files and prompt files are looked for beside it."""
+    """The experiment with paths relative to the folder of its file."""
     suites = tuple(
         str(base / name)
         if _is_file(name) or any((base / n).exists() for n in (name, name.rpartition("@")[0]) if n)
@@ -331,8 +365,8 @@ def _beside(experiment: Experiment, base: Path) -> Experiment:
         for name in experiment.suites
     )
     terms, controls = (
-        tuple(str(base / name) if _is_file(name) else name for name in found)
-        for found in (experiment.terms, experiment.controls)
+        tuple(str(base / name) if _is_file(name) else name for name in named)
+        for named in (experiment.terms, experiment.controls)
     )
     prompts = None if experiment.prompts is None else base / experiment.prompts
     claims, measures = (
@@ -350,7 +384,11 @@ def _beside(experiment: Experiment, base: Path) -> Experiment:
 
 
 def beside(base: Path, spec: str) -> str:
-    """module:name, with the folder in front where the module is a file or package in it."""
+    """The name of an object, with its folder where that holds the module.
+
+    base: the folder
+    spec: module:name
+    """
     if ":" not in spec or "/" in spec:
         return spec
     first = spec.partition(":")[0].partition(".")[0]

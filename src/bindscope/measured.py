@@ -1,4 +1,4 @@
-"""What `bs.measure` gives: a table of terms, a table of heads, a figure."""
+"""The result of `bs.measure`: a table of terms, a table of heads, a figure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLUMNS = (
     "reason",
 )
 _REAL = ("eb_star", "eb_star_mass", "null_mean", "excess", "percentile")
-#: What is shown of the table where there is little room, and how it is called there.
+#: Columns that the short form shows -> their names there.
 _SHOWN = {
     "term": "term",
     "k": "k",
@@ -47,10 +47,12 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What `measure` found. It is shown as a table; `frame` and `heads` are data frames, `figure` is the head map.
+    """The result of `measure`. A notebook shows it as a table; `frame` and `heads` are data frames, `figure` a map.
 
-    checkpoint: what was measured, its name that of the class where it came from no checkpoint; dtype, device: of the
-    weights; bos: what stood in front of the prompts; terms: the numbers, a `TermResult` for each term.
+    checkpoint: what was measured; a model that was not loaded from a checkpoint has the name of its class
+    dtype, device: of the weights
+    bos: whether a beginning-of-text token was put in front of the prompts
+    terms: the numbers of each term
     """
 
     checkpoint: CheckpointRef
@@ -61,14 +63,21 @@ class Measured:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per term, means over its prompts.
+        """A row per term: means over its prompts. A further measure has a column of its name and one for its excess.
 
-        term; tokens: as the model sees it; k: how many; prompts: with a value; eb_star: EB* = max over layers of
-        (largest - mean head of BSI), BSI the mean attention A[s_i, s_j], i > j, inside the term (Tran 2026), in [0, 1];
-        eb_star_mass: the same from summed attention, free of k; null_mean: mean EB* of null_n windows of k tokens
-        without the term; excess: eb_star less null_mean; percentile: rank of eb_star among the windows, in (0, 1];
-        best_layer: from 0; reason: why a value is missing (NaN), None where none is. A measure that was handed over has
-        a column of its own name, and its excess beside it.
+        term: the term
+        tokens: its tokens
+        k: number of tokens
+        prompts: number of prompts with a value
+        eb_star: EB* = max over layers of (largest - mean BSI over heads), in [0, 1]; BSI is the mean of A[s_i, s_j],
+            i > j, inside the term (Tran 2026)
+        eb_star_mass: EB* from summed attention, which does not fall with k
+        null_mean: mean EB* of windows of k tokens without the term
+        null_n: number of these windows
+        excess: eb_star less null_mean
+        percentile: rank of eb_star among the windows, in (0, 1]
+        best_layer: layer with the largest difference, from 0
+        reason: why a value is missing (NaN), None where no value is
         """
         rows = [[getattr(term, column) for column in _COLUMNS] for term in self.terms]
         frame = pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -82,11 +91,15 @@ class Measured:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """A row per term and head; no rows of a term without a value.
+        """A row per term and head; terms without a value have no rows.
 
-        term; layer, head: from 0; bsi: mean over the term's prompts, in [0, 1]; null_bsi: mean of the same head over
-        windows of k tokens without the term; excess: bsi less null_bsi, NaN as in `frame`; previous_token_score: mean
-        attention to the token before, on neutral text; rank, previous_token_rank: 1 is the highest of the model.
+        term: the term
+        layer, head: from 0
+        bsi: BSI, mean over the term's prompts, in [0, 1]
+        null_bsi: mean BSI of the same head over windows of k tokens without the term
+        excess: bsi less null_bsi, NaN where there is no null
+        previous_token_score: mean attention to the previous token on neutral text
+        rank, previous_token_rank: rank of bsi and of that score, 1 for the highest of the model
         """
         parts = []
         for term in (term for term in self.terms if term.k is not None):
@@ -102,16 +115,16 @@ class Measured:
 
     @property
     def figure(self) -> Figure:
-        """Every head: BSI, excess over its own windows, previous-token score; means over the terms that have a value.
+        """A map of all heads: BSI, excess over windows, previous-token score; means over the terms with a value.
 
-        It draws itself in a notebook; `.chart` is the Altair chart, `.text` says what there is to see. Raises
-        PromptError where no term has a value.
+        A notebook shows it; `.chart` is the Altair chart and `.text` describes it. Raises PromptError where no term has
+        a value.
         """
         from bindscope.charts.head_map import head_map
 
         table = self.heads
         if table.empty:
-            raise PromptError(f"no term has a value, so there is nothing to draw: {self.terms[0].reason}")
+            raise PromptError(f"there is nothing to draw, since no term has a value (first: {self.terms[0].reason})")
         mean = table.drop(columns=["term", "rank"]).groupby(["layer", "head"], as_index=False).mean()
         mean["rank"] = mean["bsi"].rank(ascending=False, method="first").astype(int)
         return head_map(mean.assign(**self.checkpoint.columns))

@@ -1,4 +1,4 @@
-"""One checkpoint, a few terms: how strongly heads bind each, beside the null, and are they previous-token heads?"""
+"""Measures a few terms in one checkpoint: how strongly heads bind each, the null, and previous-token scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ from bindscope.schema import Table
 
 @dataclass(frozen=True)
 class Head:
-    """A head that binds the term: mean BSI, its previous-token score, and that score's rank (1 is the highest)."""
+    """A head and how much it binds a term.
+
+    layer, head: from 0
+    bsi: mean BSI over the term's prompts
+    previous_token_score: mean attention to the previous token on neutral text
+    previous_token_rank: rank of that score among the heads of the model, 1 for the highest
+    """
 
     layer: int
     head: int
@@ -37,16 +43,20 @@ class Head:
 
     @property
     def is_previous_token(self) -> bool:
-        """On neutral text, more than half of its attention goes to the token before."""
+        """Whether more than half of its attention on neutral text goes to the previous token."""
         return self.previous_token_score > 0.5
 
 
 @dataclass(frozen=True)
 class FurtherValue:
-    """Another measure of the term; means over its prompts, None where one of them has none.
+    """The value of a further measure for a term: means over its prompts, None where a prompt has no value.
 
-    title: how the value is called; value; null_mean; excess: value less null_mean; percentile: rank of the value among
-    the windows; by_layer: of every layer, empty where the measure does not give it
+    title: name of the value in tables
+    value: the leading value
+    null_mean: mean value of the windows
+    excess: value less null_mean
+    percentile: rank of the value among the windows
+    by_layer: the value of every layer, empty where the measure does not give it
     """
 
     title: str
@@ -59,18 +69,24 @@ class FurtherValue:
 
 @dataclass(frozen=True)
 class TermResult:
-    """One term in one model; means over its prompts. Values are None, with a `reason`, where there is no span.
+    """One term in one model: means over its prompts. Values are None, with a reason, where there is no span.
 
-    term: as it was asked for
-    tokens: as the model sees it; k: how many
-    prompts: with a value
-    eb_star, eb_star_mass: in [0, 1]
-    null_mean: mean EB* of null_n windows of k tokens; excess: eb_star less that; percentile: rank among the windows
-    best_layer: from 0
-    heads: those with the highest BSI
-    bsi, null_bsi: of every head, and of the same head over the null's windows, a row per layer; empty without a value
+    term: the term
+    tokens: its tokens
+    k: number of tokens
+    prompts: number of prompts with a value
+    eb_star: EB*, in [0, 1]
+    eb_star_mass: EB*_mass, in [0, 1]
+    null_mean: mean EB* of windows of k tokens
+    null_n: number of these windows
+    excess: eb_star less null_mean
+    percentile: rank of eb_star among the windows
+    best_layer: layer with the largest EB, from 0
+    heads: the heads with the highest BSI
+    bsi: BSI of every head, a row per layer; empty without a value
+    null_bsi: mean BSI of every head over the windows, a row per layer; empty without a null
     reason: why a value is missing
-    further: measure -> its value, for measures that were handed over
+    further: measure -> its value, for further measures
     """
 
     term: str
@@ -91,15 +107,17 @@ class TermResult:
     further: dict[str, FurtherValue] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it, with each head's verdict."""
+        """The result as plain values for JSON; each head has the field is_previous_token."""
         heads = [asdict(head) | {"is_previous_token": head.is_previous_token} for head in self.heads]
         return asdict(self) | {"heads": heads}
 
 
 def resolve(names: Sequence[str]) -> tuple[Term, ...]:
-    """Terms of the library by set or term name, in any case, or of a YAML file; any other text is a term of its own.
+    """Look up terms.
 
-    Raises UnknownName for a word that looks like a mistyped set, PromptError for an empty one.
+    names: sets or names of the library, in upper or lower case, or YAML files of terms; any other text becomes a term
+        itself
+    Raises UnknownName for a word that looks like a mistyped set, PromptError for an empty name.
     """
     known = library()
     out: dict[str, Term] = {}
@@ -111,28 +129,33 @@ def resolve(names: Sequence[str]) -> tuple[Term, ...]:
         if not text:
             raise PromptError("a term is empty; give one or more words")
         if name in known.sets:
-            found = known.select(name)
+            selected = known.select(name)
         elif text.lower() in known.terms:
-            found = known.select(text.lower())
+            selected = known.select(text.lower())
         elif " " not in text and difflib.get_close_matches(text.lower(), map(str.lower, known.sets), 1, 0.5):
             raise UnknownName("term set", name, known.sets)
         else:
-            found = (Term(text),)
-        out |= {term.name: term for term in found}
+            selected = (Term(text),)
+        out |= {term.name: term for term in selected}
     return tuple(out.values())
 
 
 def measure_terms(
     loaded: Loaded, terms: Sequence[Term], text: str | None = None, heads: int = 5, measures: Sequence[Measure] = ()
 ) -> list[TermResult]:
-    """Measure each term in the carrier sentences, or in `text`, which must hold the terms.
+    """Measure each term in the carrier sentences, or in a text.
 
-    heads: how many heads each result lists; measures: further measures of spans, beside those of binding
-    With `text`, null windows are taken from the text and from the carrier sentences. Raises SpanError where a term is
-    absent from `text`, PromptError for an empty text, MeasureError where one of the further measures fails.
+    loaded: the model
+    terms: the terms
+    text: a text that contains the terms, instead of the carrier sentences; the windows of the null are then taken from
+        the text and from the carrier sentences
+    heads: number of heads that each result lists
+    measures: further span measures
+    Raises SpanError where a term is absent from `text`, PromptError for an empty text, MeasureError where one of the
+    measures fails.
     """
     if text is not None and not text.strip():
-        raise PromptError("the prompt is empty; give a text that holds the term")
+        raise PromptError("the prompt is empty; give a text that contains the term")
     prompts = list(carriers(terms, "carriers"))
     if text is not None:
         for term in terms:
@@ -152,15 +175,20 @@ def measure_terms(
     return [_result(loaded, term, wanted[wanted["term"] == term.name], pts, heads, more) for term in terms]
 
 
-def plain(model: str, loaded: Loaded, found: Sequence[TermResult]) -> dict[str, Any]:
-    """Looks as JSON has them, with what was measured and how."""
+def plain(model: str, loaded: Loaded, results: Sequence[TermResult]) -> dict[str, Any]:
+    """The results as plain values for JSON, with the checkpoint and the settings.
+
+    model: name of the model, as it was given
+    loaded: the model
+    results: the results
+    """
     return {
         "model": model,
         "checkpoint": asdict(loaded.ref),
         "identity": asdict(loaded.files.identity) if loaded.files else None,
         "dtype": loaded.dtype,
         "bos": loaded.bos,
-        "terms": [item.plain() for item in found],
+        "terms": [item.plain() for item in results],
     }
 
 
@@ -175,10 +203,10 @@ def _present(loaded: Loaded, term: Term, text: str) -> None:
 def _result(
     loaded: Loaded, term: Term, rows: pd.DataFrame, pts: np.ndarray, heads: int, more: Sequence[Table]
 ) -> TermResult:
-    found = rows[rows["reason"].isna()]
-    if found.empty:
+    measured = rows[rows["reason"].isna()]
+    if measured.empty:
         return TermResult(term=term.name, reason=str(rows["reason"].iloc[0]))
-    bsi = np.mean(np.stack(found["bsi"].to_list()), 0)
+    bsi = np.mean(np.stack(measured["bsi"].to_list()), 0)
     ranks = (-pts).argsort().argsort() + 1
     top = tuple(
         Head(
@@ -190,25 +218,25 @@ def _result(
         )
         for i in (-bsi).argsort()[:heads]
     )
-    tokens, _ = Counter(tuple(s) for s in found["span_strings"]).most_common(1)[0]
-    null = found["null_bsi"]
+    tokens, _ = Counter(tuple(s) for s in measured["span_strings"]).most_common(1)[0]
+    null = measured["null_bsi"]
     return TermResult(
         term=term.name,
         tokens=tokens,
         k=len(tokens),
-        prompts=len(found),
-        eb_star=_mean(found, "eb_star"),
-        eb_star_mass=_mean(found, "eb_star_mass"),
-        null_mean=_mean(found, "null_mean"),
-        null_n=int(found["null_n"].min()),
-        excess=_mean(found, "excess"),
-        percentile=_mean(found, "percentile"),
-        best_layer=int(np.mean(np.stack(found["eb_per_layer"].to_list()), 0).argmax()),
+        prompts=len(measured),
+        eb_star=_mean(measured, "eb_star"),
+        eb_star_mass=_mean(measured, "eb_star_mass"),
+        null_mean=_mean(measured, "null_mean"),
+        null_n=int(measured["null_n"].min()),
+        excess=_mean(measured, "excess"),
+        percentile=_mean(measured, "percentile"),
+        best_layer=int(np.mean(np.stack(measured["eb_per_layer"].to_list()), 0).argmax()),
         heads=top,
         bsi=_grid(loaded, bsi),
         null_bsi=() if null.isna().any() else _grid(loaded, np.mean(np.stack(null.to_list()), 0)),
-        reason=next((str(r) for r in found["null_reason"].dropna()), None),
-        further={table.name: _further(table, found) for table in more},
+        reason=next((str(r) for r in measured["null_reason"].dropna()), None),
+        further={table.name: _further(table, measured) for table in more},
     )
 
 

@@ -1,6 +1,6 @@
-"""The records that flow through the program: terms, prompts, checkpoints, studies, measurements.
+"""The records that modules exchange: terms, prompts, checkpoints, protocols, provenance.
 
-All are frozen. Text and numbers only: no tensors, no models, so that every layer can import this file.
+All are frozen and hold text and numbers only, no tensors and no models, so that every module can import this file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from bindscope.errors import RequestError
 
-#: Part of every result's key: raised whenever the meaning of a stored column changes.
+#: Part of the key of every result; raise it when the meaning of a stored column changes.
 SCHEMA_VERSION = 3
 
 Task = Literal["recognition", "generation", "carrier"]
 Format = Literal["listed", "cloze"]
-#: Where gold stands among listed options: once in each place, at a place that moves on from question to question, or
-#: as the source gives it (term files give the answer first).
+#: The position of the right answer among listed options: "rotated" asks each question once with the answer in each
+#: position, "spread" moves the position from question to question, "given" keeps the order of the source (term files
+#: give the answer first).
 Order = Literal["rotated", "spread", "given"]
 #: What stands in front of a generation prompt: nothing, the term's exemplar, its paraphrase, another term's exemplar.
 Shot = Literal["zero", "exemplar", "paraphrase", "mismatched"]
@@ -31,7 +32,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Question:
-    """A recognition item: every choice continues `stem` as a sentence; `answer` is the right one."""
+    """A recognition question.
+
+    kind: kind of the question (definition, benefit, ...)
+    stem: the beginning of a sentence that every choice continues
+    answer: the right choice
+    wrong: the wrong choices
+    """
 
     kind: str
     stem: str
@@ -41,7 +48,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Opening:
-    """The beginning of a sentence that the model continues."""
+    """The beginning of a sentence that the model continues.
+
+    kind: kind of the opening
+    text: the beginning
+    max_tokens: new tokens at most
+    """
 
     kind: str
     text: str
@@ -50,7 +62,11 @@ class Opening:
 
 @dataclass(frozen=True)
 class Rubric:
-    """How a generated answer is scored: phrases that a right one holds, and phrases that only a wrong one holds."""
+    """How a completion is scored.
+
+    keywords: phrases that a right completion contains
+    contradictions: phrases that only a wrong completion contains
+    """
 
     keywords: tuple[str, ...]
     contradictions: tuple[str, ...] = ()
@@ -60,8 +76,16 @@ class Rubric:
 class Term:
     """A multi-token expression, with the prompts that ask about it.
 
-    written: its form inside a sentence ("ARIA attribute"), the name itself where not given. exemplar: a sentence that
-    explains the term in words of its rubric; paraphrase: the same without any keyword of the rubric.
+    name: its name, unique in a library
+    written: its form inside a sentence ("ARIA attribute"), "" where that is the name
+    aliases: other forms that count as the term
+    definition: what it means
+    source: where the definition comes from
+    questions: recognition questions about it
+    openings: sentences to continue
+    rubric: how completions are scored, None where there are no openings
+    exemplar: a sentence that explains the term with keywords of its rubric
+    paraphrase: the same explanation without any keyword of the rubric
     """
 
     name: str
@@ -83,13 +107,25 @@ class Term:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text fed to a model. For recognition, `choices` continue it and `answer` is the index of gold.
+    """One text for a model.
 
-    `id` is unique in a run and begins with the term. `rotation` 0 is the one whose binding is measured: in other
-    rotations only text after the first occurrence of the term differs, which causal attention cannot see. A carrier
-    is a sentence that any expression fits; `group` is "real" or the control group of its expression. `shot` says what
-    stands in front of a generation prompt, `exemplar` is that sentence, `exemplar_term` whose it is. `question` is the
-    id that rotations of one question, or the shots of one opening, share; the prompt's own id where it has none.
+    id: unique in a run; begins with the term
+    term: the term
+    text: the text
+    task: recognition, generation, or carrier for a carrier sentence, which fits any expression
+    aliases: other forms that count as the term
+    kind: kind of the question or opening; number of a carrier sentence
+    choices: texts that may continue a question
+    answer: index of the right choice
+    max_tokens: new tokens of a completion at most, None for the default
+    format: whether the options are listed in the question, None where it comes from a prompt file
+    rotation: by how many positions the options are shifted
+    rubric: how a completion is scored
+    group: "real", or the control group of the expression
+    shot: what is put in front of a generation prompt
+    exemplar: that sentence, "" for none
+    exemplar_term: the term that it explains
+    question: id that the rotations of a question, or the shots of an opening, share; "" where it is the prompt's own id
     """
 
     id: str
@@ -112,19 +148,26 @@ class Prompt:
 
     @property
     def shared(self) -> str:
-        """What is asked, whatever the rotation or the shot."""
+        """The id that all rotations of the question, or all shots of the opening, share."""
         return self.question or self.id
 
     @property
     def binds(self) -> bool:
-        """Whether binding is measured on it: once per question, and never behind an exemplar."""
+        """Whether binding is measured on this prompt.
+
+        It is measured in rotation 0 only, since other rotations differ after the term, which causal attention cannot
+        see, and only on prompts without an exemplar.
+        """
         return self.rotation == 0 and self.shot == "zero"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each token of a completion is chosen: greedily at temperature 0, else from softmax(logits / temperature) with
-    random numbers that follow from the seed."""
+    """How each token of a completion is chosen.
+
+    temperature: 0 for greedy decoding, else tokens are drawn from softmax(logits / temperature)
+    seed: seed of the random numbers, None for greedy decoding
+    """
 
     temperature: float = 0.0
     seed: int | None = None
@@ -132,10 +175,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a term stands in a tokenized prompt.
+    """Where a term is in a tokenized prompt.
 
-    tokens: positions s_1 < ... < s_k in the sequence that the model sees (BOS included); chars: the term's character
-    interval in the prompt; occurrences: how often the term occurs (the first is used).
+    tokens: positions s_1 < ... < s_k in the sequence that the model sees (BOS included)
+    chars: start and end of the term in the characters of the prompt
+    occurrences: how often the term occurs; the span is the first occurrence
     """
 
     tokens: tuple[int, ...]
@@ -144,16 +188,21 @@ class Span:
 
     @property
     def k(self) -> int:
+        """Number of tokens."""
         return len(self.tokens)
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """One checkpoint of a suite: where its weights are, and where it stands in training.
+    """One checkpoint of a suite.
 
-    repo: a hub repository or a local folder; revision: a branch, tag or commit (hub only); step: optimizer steps,
-    None where unknown; tokenizer: another repository or folder, where the weights' own has none; tokens: seen in
-    training by then, None where unknown.
+    suite: name of the suite
+    repo: a hub repository or a local folder
+    revision: a branch, tag or commit of a hub repository
+    step: optimizer steps, None where they are not known
+    tokenizer: repository or folder of the tokenizer, None where it is in `repo`
+    gguf: name of the GGUF file in `repo`, None where the weights are in another format
+    tokens: tokens seen in training, None where they are not known
     """
 
     suite: str
@@ -166,24 +215,30 @@ class CheckpointRef:
 
     @property
     def label(self) -> str:
+        """The name of the checkpoint for people: its step, else its revision."""
         if self.step is not None:
             return f"step {self.step:,}"
         return self.revision or "final"
 
     @property
     def place(self) -> str:
-        """What tables and files call it within its suite: the revision, or the name of its folder."""
+        """The name of the checkpoint in tables and file names: the revision, or the name of its folder."""
         return self.revision or Path(self.repo).name
 
     @property
     def columns(self) -> dict[str, str | int | None]:
-        """What stands in front of its rows in every table: suite, revision, step."""
+        """The first columns of its rows in every table: suite, revision, step."""
         return {"suite": self.suite, "revision": self.place, "step": self.step}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What exactly was measured: the resolved commit and a hash over the bytes of weights, config and tokenizer."""
+    """The exact content of a checkpoint.
+
+    repo: hub repository or folder
+    commit: the resolved commit, None for a folder
+    fingerprint: hash over the bytes of weights, config and tokenizer
+    """
 
     repo: str
     commit: str | None
@@ -197,7 +252,14 @@ Mode = Literal["zero", "mean", "resample", "published", "knockout"]
 
 
 def check_heads(heads: Iterable[Head], layers: int, per_layer: int, what: str = "head") -> None:
-    """Raises RequestError for one that the model does not have."""
+    """Check that a model has some heads.
+
+    heads: (layer, head) of each
+    layers: number of layers
+    per_layer: number of heads in a layer
+    what: what a head is called in the error
+    Raises RequestError for a head that the model does not have.
+    """
     for layer, head in heads:
         if not (0 <= layer < layers and 0 <= head < per_layer):
             ends = f"layers go from 0 to {layers - 1}, {what}s from 0 to {per_layer - 1}"
@@ -206,14 +268,22 @@ def check_heads(heads: Iterable[Head], layers: int, per_layer: int, what: str = 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Which heads are taken out, how, and what they are compared with.
+    """The settings of ablation: which heads are ablated, how, and what they are compared with.
 
-    rankings: by mean BSI, by BSI over its null, by previous-token score, or "named": `heads`, (layer, head) from 0, are
-    the top set; modes: see `measure.edits`; k: heads in a set; sweep: further sizes, numbers or shares of all heads
-    ("2.8%"); random: sets drawn for each ranking and size, from the layers of the top heads (scope "layer") or from the
-    whole model; unit: query heads, or all query heads of a key-value head; questions: a term's questions that are
-    asked, all if None; held_out: rank on prompts that are not evaluated; generation: continue the openings under each
-    edit too.
+    modes: how heads are ablated, see `engine.edits`
+    rankings: scores that heads are ranked by: mean BSI, excess over its null, previous-token score, or "named" for the
+        heads of the list `heads`
+    heads: (layer, head) from 0, the top set of the ranking "named"
+    k: number of heads in a set
+    sweep: further sizes: numbers, or percentages of all heads ("2.8%")
+    random: number of random sets for each ranking and size
+    scope: random sets are drawn from the layers of the top heads ("layer") or from the whole model ("model")
+    unit: ablate single query heads, or all query heads of a key-value head
+    questions: number of questions of each term that are evaluated, None for all
+    held_out: whether heads are ranked on prompts that are not evaluated
+    generation: whether the openings are completed under each edit as well
+    seed: seed of the random sets, questions and donors
+    alpha: significance level
     """
 
     modes: tuple[Mode, ...] = ("zero",)
@@ -231,7 +301,7 @@ class Ablation:
     alpha: float = 0.05
 
     def sizes(self, ranking: Ranking) -> tuple[int | str, ...]:
-        """Sizes of the sets of one ranking, each once."""
+        """The distinct sizes of the sets of one ranking."""
         return (len(self.heads),) if ranking == "named" else tuple(dict.fromkeys((self.k, *self.sweep)))
 
     @property
@@ -242,9 +312,14 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice that changes a number. Part of the key of each result.
+    """The settings that change numbers; they are part of the key of each result.
 
-    format and order are None where the prompts come from a file, which has its own.
+    format: whether the options are listed in a question, None where the prompts come from a file
+    order: order of the options, None where the prompts come from a file
+    bos: whether a beginning-of-text token is put in front
+    premise: the neutral premise of the score PMI
+    min_null: number of windows that a comparison with the null needs
+    ablation: settings of ablation, None where nothing is ablated
     """
 
     format: Format | None = "listed"
@@ -257,7 +332,21 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a shard came to be, written beside its numbers. started: ISO 8601, UTC; seconds: wall time of its pass."""
+    """How a shard was computed; stored in the shard.
+
+    versions: library -> version
+    git_commit: commit of bindscope, None where it is not a git checkout
+    git_dirty: whether the working tree differed from the commit
+    device, dtype: what the model ran on and in
+    bos: whether a beginning-of-text token was put in front
+    attention: how attention was read
+    identity: content of weights and tokenizer
+    checkpoint: the checkpoint
+    protocol: the settings
+    started: start of the pass, ISO 8601, UTC
+    seconds: wall time of the pass
+    notes: messages about the checkpoint
+    """
 
     versions: Mapping[str, str]
     git_commit: str | None
@@ -275,7 +364,7 @@ class Provenance:
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """A value as JSON with sorted keys and no spaces, so that equal values give equal text."""
 
     def plain(x: Any) -> Any:
         if is_dataclass(x) and not isinstance(x, type):

@@ -1,9 +1,8 @@
-"""Tables and columns: what is stored, and what each column means.
+"""Declares the stored tables and the meaning of each column.
 
-A `Column` says its name, type, unit, range, meaning and source once. A measure declares the columns of its table in its
-own file; the columns that tables share (which checkpoint, which prompt, the window null) are declared here. The store
-checks what it writes, the export, docs/tables.md and the data dictionary inside each Parquet file are made of the same
-declarations.
+A `Column` declares its name, type, unit, range, meaning and source. A measure declares the columns of its table in its
+own file; this module declares the columns that tables share (checkpoint, prompt, window null). The same declarations
+check the values that are stored and give the export, docs/tables.md and the data dictionary in each Parquet file.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from bindscope.errors import SchemaError
 
@@ -47,7 +47,10 @@ ARROW: dict[str, pa.DataType] = {
     "list of lists of numbers": _items(_items(pa.float64())),
 }
 
-#: Values may pass the ends of their range by this much: sums of float32 attention weights round.
+#: The values of a column.
+Cells = Sequence[Any] | NDArray[Any]
+
+#: Values may exceed their range by this much, since sums of float32 attention weights are rounded.
 _ROUNDING = 1e-4
 
 
@@ -58,12 +61,13 @@ class Column:
     name: lower case, words joined by underscores
     type: see `Type`
     description: what a value means, in one line
-    unit: "nats", "tokens", "share of attention"; empty where there is none
-    range: least and largest value, None where there is no bound
+    unit: "nats", "tokens", "share of attention"; "" where there is none
+    range: smallest and largest value, None where there is no bound
     source: where the definition comes from
-    missing: empty if every row has a value; else the column that says why one is missing ("reason", or several as in
-        "null_reason or reason"), or the reason in words where it is always the same
-    shape: of a list, in words: "layers", "layers x heads"
+    missing: "" if every row has a value; else the column that gives the reason for a missing value ("reason", or
+        several as in "null_reason or reason"), or the reason itself where it is always the same
+    shape: shape of a list, in words: "layers", "layers x heads"
+    Raises SchemaError for a name or type that is not allowed.
     """
 
     name: str
@@ -77,19 +81,21 @@ class Column:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():
-            raise SchemaError(f"a column is called {self.name!r}; use lower case letters, digits and underscores")
+            raise SchemaError(
+                f"the name of a column is {self.name!r}; use lower case letters, digits and underscores only"
+            )
         if self.type not in ARROW:
-            raise SchemaError(f"the column {self.name} has the type {self.type!r}; types: {', '.join(ARROW)}")
+            raise SchemaError(f"the column {self.name} has the type {self.type!r}; use one of: {', '.join(ARROW)}")
 
     @property
     def reasons(self) -> list[str]:
-        """Names of columns that may say why a value is missing; what `missing` says in words is not one."""
+        """The columns that give the reason for a missing value; none where `missing` is the reason in words."""
         names = self.missing.split(" or ")
         return names if all(name.isidentifier() for name in names) else []
 
     @property
     def field(self) -> pa.Field:
-        """The column as Arrow has it, its meaning in the metadata of the field."""
+        """The column as an Arrow field, with its meaning in the metadata."""
         low, high = self.range
         words = {
             "description": self.description,
@@ -104,11 +110,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its name, what a row is, its columns in order.
+    """One table.
 
-    measure: the measure that fills it. title: how its leading value is called in figures and tables; value: the name of
-    that column, empty if it has none; by_layer: the column that holds the leading value of every layer, if there is
-    one.
+    name: its name
+    row: what a row is, in words
+    columns: its columns, in order
+    measure: name of the measure that fills it
+    title: name of its leading value in figures and tables
+    value: the column of that value, "" where there is none
+    by_layer: the column with the leading value of every layer, "" where there is none
+    Raises SchemaError for columns of the same name and for a leading value that is not a column.
     """
 
     name: str
@@ -123,34 +134,38 @@ class Table:
     def __post_init__(self) -> None:
         for column in self.columns:
             if column.name in self._by_name:
-                raise SchemaError(f"the table {self.name} has two columns called {column.name!r}; rename one")
+                raise SchemaError(f"the table {self.name} has two columns of the name {column.name!r}; rename one")
             self._by_name[column.name] = column
         for name in filter(None, (self.value, self.by_layer)):
             if name not in self._by_name:
-                raise SchemaError(f"the table {self.name} leads with {name!r}, which is none of its columns")
+                raise SchemaError(
+                    f"the table {self.name} has the leading value {name!r}, which is not one of its columns; declare it"
+                )
 
     def __getitem__(self, name: str) -> Column:
         return self._by_name[name]
 
     @property
     def schema(self) -> pa.Schema:
+        """The Arrow schema of the columns."""
         return pa.schema([column.field for column in self.columns])
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it: goes into the metadata of each Parquet file, see `table_of`."""
+        """The table as plain values for JSON, which each Parquet file holds in its metadata; see `table_of`."""
         rest = {name: getattr(self, name) for name in ("name", "row", "measure", "title", "value", "by_layer")}
         return rest | {"columns": [asdict(column) for column in self.columns]}
 
-    def arrow(self, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-        """The values, checked and typed; NaN is stored as missing.
+    def arrow(self, columns: Mapping[str, Cells]) -> pa.Table:
+        """The values as a checked Arrow table; NaN becomes a missing value.
 
-        Raises SchemaError for columns that are lacking or not declared, lengths that differ, a value of another type or
+        columns: column -> values
+        Raises SchemaError for columns that are missing or not declared, lengths that differ, a value of another type or
         outside its range, and a missing value without a reason.
         """
         if lacking := [c.name for c in self.columns if c.name not in columns]:
-            raise SchemaError(f"{self.name}: the column {lacking[0]!r} is declared and was not given")
+            raise SchemaError(f"{self.name}: the column {lacking[0]!r} is declared but has no values")
         if extra := [name for name in columns if name not in self._by_name]:
-            raise SchemaError(f"{self.name}: the column {extra[0]!r} was given and is not declared")
+            raise SchemaError(f"{self.name}: the column {extra[0]!r} has values but is not declared")
         if len({len(columns[c.name]) for c in self.columns}) > 1:
             lengths = ", ".join(f"{c.name} {len(columns[c.name])}" for c in self.columns)
             raise SchemaError(f"{self.name}: the columns differ in length: {lengths}")
@@ -159,14 +174,17 @@ class Table:
             self._check_missing(c, arrays)
         return pa.table([arrays[c.name] for c in self.columns], schema=self.schema)
 
-    def _array(self, column: Column, values: Sequence[Any]) -> pa.Array:
+    def _array(self, column: Column, values: Cells) -> pa.Array:
         kind = ARROW[column.type]
-        if column.type == "number":
-            values = [None if v is None or math.isnan(v) else float(v) for v in values]
-        elif column.type == "list of numbers" and any(v is not None and np.isnan(v).any() for v in values):
+        if column.type == "list of numbers" and any(v is not None and np.isnan(v).any() for v in values):
             raise SchemaError(f"{self.name}.{column.name} holds a list in which some numbers are NaN")
         try:
-            array = pa.array(values, kind)
+            if isinstance(values, np.ndarray):
+                array = pa.array(values, kind, from_pandas=True)
+            elif column.type == "number":
+                array = pa.array([None if v is None or math.isnan(v) else float(v) for v in values], kind)
+            else:
+                array = pa.array(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())[:160]
             raise SchemaError(f"{self.name}.{column.name} is declared as {column.type}: {reason}") from error
@@ -205,13 +223,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a measure found at one checkpoint: a table and its rows, checked and typed by `Table.arrow`."""
+    """The results of a measure at one checkpoint.
+
+    table: the declared table
+    rows: its rows, checked by `Table.arrow`
+    """
 
     table: Table
     rows: pa.Table
 
     @property
     def name(self) -> str:
+        """Name of the table."""
         return self.table.name
 
     def frame(self) -> pd.DataFrame:
@@ -221,13 +244,13 @@ class Measurement:
 
 
 def table_of(plain: Mapping[str, Any]) -> Table:
-    """The table that `Table.plain` described."""
+    """The table that `Table.plain` describes."""
     columns = tuple(Column(**{**c, "range": tuple(c["range"])}) for c in plain["columns"])
     return Table(**{**plain, "columns": columns})
 
 
 def markdown(tables: Iterable[Table]) -> str:
-    """A section for each table with a line for each column."""
+    """The tables as Markdown: a section for each table with a line for each column."""
     return "\n".join(_section(table) for table in tables)
 
 
@@ -255,14 +278,14 @@ def _line(column: Column) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-#: What a row of the tables that `binding` joins is.
+#: The row of the tables that the joined table `binding` consists of.
 PER_PROMPT = "a prompt"
-#: The measure whose null columns keep their short names where the tables of a prompt are joined.
+#: The measure whose null columns keep their short names in the joined table.
 LEADING = "eb_star"
-#: Name of that joined table: a view, not stored.
+#: Name of the joined table, which is computed when it is read and not stored.
 JOINED = "binding"
 
-#: In front of every row when a table is read or exported: which checkpoint it is of.
+#: The first columns of a table that is read or exported: the checkpoint of each row.
 CHECKPOINT = (
     Column("suite", "text", "name of the suite of checkpoints"),
     Column("revision", "text", "branch, tag or commit on the hub, or the name of the folder"),
@@ -279,7 +302,7 @@ KIND = Column(
 )
 REASON = Column("reason", "text", "why the prompt has no span: absent, or one token", missing="the prompt has a span")
 
-#: The prompts whose spans are measured: where the term stands in each.
+#: The table of prompts whose spans are measured, with the position of the term in each.
 PROMPTS = Table(
     "prompts",
     "a prompt that holds the term, in the rotation that is measured first and without an exemplar in front",
@@ -307,8 +330,12 @@ PROMPTS = Table(
 
 
 def null_columns(value: Column) -> tuple[Column, ...]:
-    """The window null of a measure whose leading value is `value`: against windows of k tokens that stand anywhere,
-    and against those that start about as far into the text."""
+    """The columns that compare a leading value with windows of k tokens.
+
+    The columns position_... use only windows that start in the same position bin as the term.
+
+    value: the leading column
+    """
     where = {"": "any windows of k tokens", "position_": "windows of k tokens that start about as far into the text"}
     return tuple(
         column
@@ -349,9 +376,11 @@ def null_columns(value: Column) -> tuple[Column, ...]:
 def joined(prompts: pd.DataFrame, parts: Iterable[tuple[Table, pd.DataFrame]]) -> pd.DataFrame:
     """The table of prompts with the columns of every table that has a row per prompt.
 
-    prompts: rows of `PROMPTS`; parts: tables with their rows; both with or without the columns of `CHECKPOINT`
-    The null columns of EB* keep their names; those of other measures, and any name that is taken, begin with the name
-    of their table (mass_excess).
+    The null columns of EB* keep their names. Those of other measures, and any column whose name occurs already, get the
+    name of their table in front (mass_excess).
+
+    prompts: rows of `PROMPTS`, with or without the columns of `CHECKPOINT`
+    parts: tables with their rows, with or without the columns of `CHECKPOINT`
     """
     keys = [column.name for column in (*CHECKPOINT, PROMPT) if column.name in prompts]
     whole = prompts

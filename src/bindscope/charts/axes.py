@@ -1,4 +1,4 @@
-"""Parts of charts over training: the axis of steps, curves with bands, and a line at a threshold."""
+"""Parts of charts over training: the axis of steps, curves with intervals, and a line at a threshold."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from bindscope.charts.figure import COLOR, DASHES, SERIES, SHAPES
 
 Scale = Literal["log", "linear"]
 
-#: Step labels that would touch are left out.
+#: Leaves out labels that would overlap.
 _SPACED = {"labelOverlap": "greedy", "labelSeparation": 8}
-#: 60, 1k, 143k.
+#: Labels of steps: 60, 1k, 143k.
 STEP = "datum.value < 1000 ? format(datum.value, 'd') : format(datum.value / 1000, '~r') + 'k'"
 
 
 def over_steps(steps: Any, scale: Scale, column: str = "step") -> alt.X:
-    """The horizontal axis: steps on a symmetric log scale, so that step 0 has a place, or on a linear one."""
+    """The horizontal axis of training steps.
+
+    steps: the steps of the data
+    scale: "linear", or "log" for a symmetric log scale, which can show step 0
+    column: the column of the steps
+    """
     values = sorted({float(step) for step in steps})
     # Plain dictionaries, because Altair copies its own objects with all of their hundred fields, again and again.
     ticks: dict[str, Any] = {"grid": False, "labelExpr": STEP, "labelFlush": False, **_SPACED}
@@ -41,10 +46,14 @@ def lines(
     size: tuple[int, int] = (560, 280),
     top: float | None = None,
 ) -> alt.LayerChart:
-    """Curves of one suite over its steps, not yet styled.
+    """Curves of one suite over its steps, without the house style.
 
-    table: a row per checkpoint. columns: column -> label, at most six; where `<column>_low` and `<column>_high` exist
-    they are drawn as a band. top: where the vertical axis ends, so that panels can be compared.
+    table: a row per checkpoint
+    columns: column -> label, at most six; a band shows `<column>_low` to `<column>_high` where these exist
+    axis: title of the vertical axis
+    scale: scale of the steps
+    size: width and height in pixels
+    top: end of the vertical axis, so that panels can be compared; None for the largest value
     """
     data = pd.concat([long(table, column, label) for column, label in columns.items()], ignore_index=True)
     labels = list(columns.values())
@@ -86,7 +95,7 @@ def trained(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def threshold_rule(value: float, axis: str = "x") -> alt.Chart:
-    """A dashed line at a value of one axis."""
+    """A dashed line at a value of one axis ("x" or "y")."""
     data = pd.DataFrame({"at": [value]})
     where = alt.X("at:Q") if axis == "x" else alt.Y("at:Q")
     return alt.Chart(data).mark_rule(color=COLOR["axis"], strokeDash=[4, 3]).encode(where)

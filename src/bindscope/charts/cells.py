@@ -9,20 +9,27 @@ import pandas as pd
 
 from bindscope.charts.figure import COLOR, STEPS
 
-#: Up to this many cells their numbers are written into them.
-_WRITTEN = 520
+#: Cells show their numbers if there are at most this many.
+_NUMBERED = 520
 
 
 def cells(data: pd.DataFrame, x: alt.X, y: alt.Y, value: str, *, top: float, title: str) -> Any:
-    """Cells shaded in eight steps from 0 to `top`, with their numbers where there are not too many."""
+    """A heat map in eight shades; cells show their numbers where there are at most `_NUMBERED`.
+
+    data: a row per cell
+    x, y: the axes
+    value: the column that is shown
+    top: value of the darkest shade; the lightest is 0
+    title: title of the legend
+    """
     scale = {"type": "quantize", "domain": [0, top], "range": STEPS}
     legend = {"title": title, "orient": "top", "gradientLength": 340, "format": ".2f", "labelOverlap": True}
     base = alt.Chart(data).encode(x, y)
-    written = len(data) <= _WRITTEN
+    numbered = len(data) <= _NUMBERED
     shaded = base.mark_rect(stroke=COLOR["paper"], strokeWidth=1).encode(
-        alt.Color(f"{value}:Q", scale=scale, legend=None if written else legend)
+        alt.Color(f"{value}:Q", scale=scale, legend=None if numbered else legend)
     )
-    if not written:
+    if not numbered:
         return shaded
     dark = alt.datum[value] >= top / 2
     shade = alt.when(dark).then(alt.value(COLOR["paper"])).otherwise(alt.value(COLOR["ink"]))

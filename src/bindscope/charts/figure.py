@@ -1,7 +1,7 @@
-"""A figure: one chart, the words that say what it shows, and the numbers behind it; and its forms: SVG, PNG, PDF.
+"""Figures: a chart with its description and its numbers, and how to write it as SVG, PNG or PDF.
 
-In the page a figure takes the colors of the reader's theme: each color of the chart is one of `INK`, and stands for a
-variable of the page's style sheet. Marks differ in shape, dash or size too, never in color alone.
+In the report page a figure uses the colors of the reader's theme: each color of a chart is one of `INK`, which maps it
+to a variable of the page's style sheet. Marks also differ in shape, dash or size, so no figure depends on color alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 if TYPE_CHECKING:
     import altair as alt
 
-#: Color in a chart and in its files -> variable of the page's style sheet, which has a dark value too.
+#: Color in a chart and its files -> variable of the page's style sheet, which also has a value for the dark theme.
 INK = {
     "#1b1b1b": "ink",
     "#494949": "soft",
@@ -39,17 +39,17 @@ INK = {
     "#124b83": "h6",
     "#08306b": "h7",
 }
-#: By variable name.
+#: Variable -> color.
 COLOR = {name: color for color, name in INK.items()}
-#: Six series (after Okabe & Ito), each above 4.5:1 on its paper; with their shapes and dashes.
+#: Colors, shapes and dashes of six series (after Okabe & Ito); each color has a contrast above 4.5:1 to the background.
 SERIES = [COLOR[f"s{i}"] for i in range(1, 7)]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 DASHES = [[1, 0], [6, 4], [2, 3], [8, 3, 2, 3], [4, 2], [1, 2]]
-#: Light to dark.
+#: Shades of a heat map, light to dark.
 STEPS = [COLOR[f"h{i}"] for i in range(8)]
 
 _SVG = "http://www.w3.org/2000/svg"
-#: Attributes of vega's SVG that say nothing on a page where the figure is one image with a description.
+#: Attributes of vega's SVG that the page does not need, since the figure is one image with a description there.
 _SPARE = {
     "class",
     "role",
@@ -65,22 +65,22 @@ _SPARE = {
 _LONG = re.compile(r"(\d+\.\d)\d+")
 
 
-#: Part of a report that shows a figure without a claim. lead: at the top.
+#: Section of the report that shows a figure without a claim; "lead" is at the top.
 Section = Literal["lead", "training", "heads", "measures", "runs", "further"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One chart with its words and numbers.
+    """A chart with its description and its numbers.
 
-    name: of its files and its anchor.
-    title: what it shows.
-    chart: an Altair chart in the house style (`styled`).
-    text: what there is to see, computed from the numbers.
-    data: what is drawn, a row per mark.
-    claim: id of the claim that it belongs to; "" for none.
-    section: where a figure without a claim stands.
-    note: how to read it.
+    name: name of its files and of its anchor in the page
+    title: what it shows
+    chart: an Altair chart, see `styled`
+    text: a description, computed from the numbers
+    data: a row per mark of the chart
+    claim: id of the claim that it belongs to, "" for none
+    section: section of the report that shows it, where it belongs to no claim
+    note: how to read it
     """
 
     name: str
@@ -103,7 +103,7 @@ class Figure:
 
 
 def styled(chart: Any) -> Any:
-    """The chart in the house style."""
+    """The chart with the fonts, colors and lines of all figures."""
     ink, soft = COLOR["ink"], COLOR["soft"]
     letters = {"labelFontSize": 12.5, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": ink}
     lines = {"domainColor": COLOR["axis"], "tickColor": COLOR["axis"], "gridColor": COLOR["grid"], "titlePadding": 8}
@@ -125,7 +125,7 @@ def styled(chart: Any) -> Any:
 
 def svg(chart: alt.TopLevelMixin) -> str:
     """The chart as an SVG document, drawn without a browser or network."""
-    import vl_convert  # loading it takes long, and most commands draw nothing
+    import vl_convert  # imported here because it takes long and most commands draw nothing
 
     return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
 
@@ -145,8 +145,11 @@ def pdf(document: str) -> bytes:
 
 
 def inline(document: str, name: str) -> str:
-    """An SVG document made ready for the page: named by the elements `name-title` and `name-text` around it, in the
-    colors of the theme, without what a single image does not need."""
+    """An SVG document for the report page: in the colors of the theme, without attributes that the page does not need.
+
+    document: the SVG document
+    name: name of the figure; the elements `name-title` and `name-text` of the page are its title and description
+    """
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(document)
     _thin(root, name)
@@ -157,7 +160,7 @@ def inline(document: str, name: str) -> str:
 
 
 def _thin(element: ElementTree.Element, name: str) -> None:
-    """Names of clips and gradients are the figure's own; numbers have one decimal; empty shapes are gone."""
+    """Make ids unique to the figure, round numbers to one decimal, and remove empty shapes; in place."""
     for key, value in list(element.attrib.items()):
         if key in _SPARE or f"{key}={value}" in _SPARE:
             del element.attrib[key]

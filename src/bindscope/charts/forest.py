@@ -1,4 +1,4 @@
-"""A forest: values with their intervals, published and controlled side by side."""
+"""A forest plot: values with their intervals, published and controlled side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ MARKS = {"published": ("square", "s2"), "controlled": ("circle", "s1")}
 
 
 def forest(data: pd.DataFrame, label: str, axis: str, zero: float = 0.0) -> Any:
-    """Published and controlled values with intervals, a line of the chart for each value of `label`."""
+    """A forest plot with a row for each value of one column.
+
+    data: columns reading ("published" or "controlled"), value, low, high, and that of the labels
+    label: the column of the labels
+    axis: title of the horizontal axis
+    zero: value at which a dashed line is drawn
+    """
     order = list(dict.fromkeys(data[label]))
     kept = data[[label, "reading", "value", "low", "high"]].astype({"value": float, "low": float, "high": float})
     key = {"title": None, "orient": "top"}

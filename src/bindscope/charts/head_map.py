@@ -1,4 +1,4 @@
-"""A map of all heads: layer by head, with what each head binds and whether it is a previous-token head."""
+"""A map of all heads, layer by head: BSI, excess over windows, previous-token score."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pandas as pd
 from bindscope.charts.figure import COLOR, Figure, styled
 from bindscope.charts.text import at, line, number
 
-#: Heads that are named in a head map.
+#: Number of heads that a head map names.
 _NAMED = 5
-#: Quantity of a head, and what its panel is called.
+#: Column, and title of its panel.
 _HEADS = (("bsi", "BSI"), ("excess", "excess over windows"), ("previous_token_score", "previous-token score"))
 
 
 def head_map(table: pd.DataFrame) -> Figure:
-    """Layer by head: BSI, its excess over the head's own windows, previous-token score.
+    """A figure with a panel each for BSI, its excess over windows, and the previous-token score of every head.
 
-    table: a row per suite and head, columns suite, revision, step, layer, head, bsi, null_bsi, excess,
-    previous_token_score, rank.
+    table: a row per suite and head with the columns suite, revision, step, layer, head, bsi, null_bsi, excess,
+        previous_token_score, rank
     """
     rows, sentences = [], []
     for suite, part in table.groupby("suite", sort=False):

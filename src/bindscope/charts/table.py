@@ -1,4 +1,4 @@
-"""A table for people, and its forms for Markdown and LaTeX."""
+"""A table of formatted text, and how to write it in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table as text, with the numbers behind it.
+    """A table as text, with its numbers.
 
-    name: of its files.
-    title: what it shows.
-    head: names of the columns.
-    rows: cells as text; the first `keys` of them name the row.
-    data: the numbers, a row each.
-    claim: id of the claim that it belongs to; "" for none.
-    note: how to read it.
+    name: name of its files
+    title: what it shows
+    head: names of the columns
+    rows: cells as text
+    data: the numbers
+    claim: id of the claim that it belongs to, "" for none
+    note: how to read it
+    keys: number of first cells that name the row
     """
 
     name: str

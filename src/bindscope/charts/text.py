@@ -1,4 +1,4 @@
-"""Numbers and names for people: what is missing is said to be missing, and no character can hide or reorder others."""
+"""Formats numbers and names for people: missing values are named, and control characters are shown as text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-#: Control characters, and those that turn the direction of text: shown by name, since they would act on what follows.
-_ACTING = re.compile(
+#: Control characters and those that change the direction of text, which could hide or reorder the text after them.
+_CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def plain(text: str) -> str:
-    """The text with characters that act instead of showing written out (U+202E); new lines and tabs stay."""
-    return _ACTING.sub(lambda match: f"\u27e8U+{ord(match[0]):04X}\u27e9", text)
+    """The text with control characters written out (U+202E); new lines and tabs are kept."""
+    return _CONTROL.sub(lambda match: f"\u27e8U+{ord(match[0]):04X}\u27e9", text)
 
 
 def line(text: str) -> str:
@@ -25,7 +25,7 @@ def line(text: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people; a missing one is said to be missing."""
+    """A number with a fixed number of decimals; "not available" where it is missing."""
     if value is None or pd.isna(value):
         return "not available"
     text = f"{value:.{digits}f}"
@@ -33,7 +33,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def span(low: Any, high: Any, digits: int = 3) -> str:
-    """An interval in brackets; nothing where it is missing."""
+    """An interval in brackets; "" where it is missing."""
     return "" if low is None or pd.isna(low) else f"[{number(low, digits)},\u00a0{number(high, digits)}]"
 
 
@@ -45,7 +45,7 @@ def interval_of(row: Mapping[Any, Any], name: str, digits: int = 3) -> str:
 
 
 def chance(p: float | None) -> str:
-    """A p value: "p < 0.001" or with three digits; nothing where it is missing."""
+    """A p value: "p < 0.001" or with three digits; "" where it is missing."""
     if p is None or pd.isna(p):
         return ""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
@@ -62,5 +62,5 @@ def at(row: Mapping[Any, Any]) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """1 term, 2 terms."""
+    """A number with its noun: 1 term, 2 terms."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

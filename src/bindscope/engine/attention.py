@@ -1,15 +1,16 @@
-"""The one hook: reads attention rows and edits heads, in every architecture, without per-model code.
+"""The attention hook: one function reads attention rows and edits heads in every architecture.
 
-transformers routes attention through a registered function that receives query, key and value after rotary
-embedding, the mask and the scaling, and returns the heads' outputs *before* the output projection. bindscope registers
-its own under the name "bindscope". It delegates the output to PyTorch's SDPA kernel, and computes attention
-probabilities only where somebody looks: near the diagonal from the norm of each row, which the kernel for CPUs leaves
-behind, and whole rows of few queries. No T x T tensor is kept. A mask function is registered under the same name:
-without one, transformers passes no mask and attention silently turns bidirectional.
+transformers calls a registered function with query, key and value after rotary embedding, the mask and the scaling; the
+function returns the heads' outputs *before* the output projection. bindscope registers its own function under the name
+"bindscope". PyTorch's SDPA kernel computes the outputs. Attention probabilities are computed only where an observer
+asks for them: weights near the diagonal from the log-sum-exp of each row, which the kernel for CPUs returns, and whole
+rows for a few queries. No T x T tensor is kept. A mask function is registered under the same name: without it,
+transformers passes no mask and attention becomes bidirectional without any error.
 
-A forward pass can be *packed*: one row holds a prompt and several continuations, each of which sees the prompt and
-itself only. The mask function receives the architecture's own rule (causal, sliding window, ...) as a function of
-positions; a packed row is that rule at logical positions, and-ed with the visibility of the segments.
+A forward pass can be *packed*: one row holds a prompt and several continuations, and each continuation sees only the
+prompt and itself. The mask function receives the architecture's own rule (causal, sliding window, ...) as a function of
+positions. The mask of a packed row is that rule at the logical positions, combined by "and" with which segments may see
+each other.
 
 The order of operations follows transformers: scale, softcap, mask, (attention sink,) softmax.
 """
@@ -35,25 +36,29 @@ if TYPE_CHECKING:
 
 NAME = "bindscope"
 
-#: Receives a layer index and what its heads compute from; returns nothing.
+#: Receives a layer index and the inputs of its heads; returns nothing.
 Observer = Callable[[int, "Attention"], None]
 
 #: Receives a layer index and the heads' outputs (B, T, H, d) before the output projection; returns the same shape.
 Edit = Callable[[int, Tensor], Tensor]
 
-#: The same, with what the heads computed from.
+#: The same, with the inputs of the heads as well.
 Rewire = Callable[[int, Tensor, "Attention"], Tensor]
 
-#: Softmax rows are computed for at most this many scores at a time: bounds the memory of a layer's rows.
+#: At most this many scores are computed at a time, which bounds the memory that a layer's rows take.
 _MAX_SCORES = 1 << 24
 
-#: Texts of at most this many tokens use the plain softmax while an observer reads them: it is faster than the kernel.
-SHORT = 96
+#: For texts of at most this many tokens that an observer reads, an explicit softmax is faster than the kernel.
+EXPLICIT_TOKENS = 96
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Logical positions (B, T) and segments (B, T) of packed rows: 0 the prompt, 1.. a continuation, -1 padding."""
+    """Where the tokens of packed rows belong.
+
+    positions: (B, T) logical positions
+    segments: (B, T) 0 for the prompt, 1, 2, ... for its continuations, -1 for padding
+    """
 
     positions: Tensor
     segments: Tensor
@@ -61,21 +66,28 @@ class Packing:
 
 @dataclass
 class Pass:
-    """One forward pass through the hook: who reads the heads of each layer, and what is changed in them."""
+    """The settings of one forward pass through the hook.
 
-    look: Observer | None = None
+    observer: reads the heads of each layer
+    packing: positions and segments of packed rows, None where rows are not packed
+    edit: changes the heads' outputs
+    rewire: changes the heads' outputs and also receives the heads' inputs
+    explicit_tokens: the longest text, in tokens, that uses the explicit softmax; see `EXPLICIT_TOKENS`
+    """
+
+    observer: Observer | None = None
     packing: Packing | None = None
     edit: Edit | None = None
     rewire: Rewire | None = None
-    short: int = SHORT
+    explicit_tokens: int = EXPLICIT_TOKENS
     _masks: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def additive(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mask as numbers to be added to scores; layers of one kind share a mask, so it is made once."""
+        """The mask as numbers that are added to scores, converted once for all layers that share the mask."""
         if mask.dtype != torch.bool:
             return mask
         key = id(mask), dtype
-        if key not in self._masks:  # the mask is kept beside it, so that its id stays its own
+        if key not in self._masks:  # keeping the mask itself ensures that no other tensor gets its id
             self._masks[key] = mask, torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
         return self._masks[key][1]
 
@@ -84,16 +96,16 @@ _CURRENT: ContextVar[Pass | None] = ContextVar("bindscope_pass", default=None)
 
 
 def require_hook(model: PreTrainedModel) -> None:
-    """Raises RuntimeError where the model's attention does not go through the hook: nothing would be read or edited."""
+    """Check that the model's attention goes through the hook. Raises RuntimeError where it does not."""
     if model.config._attn_implementation != NAME:
         raise RuntimeError("the attention hook is not installed; use the model inside `with Engine(...)`")
 
 
 @contextmanager
 def hooked(model: PreTrainedModel) -> Iterator[None]:
-    """Route the model's attention through bindscope; the former implementation is put back at the end.
+    """Within this block the model's attention goes through the hook; the block restores the former implementation.
 
-    Raises UnsupportedArchitecture, naming the architecture, where transformers offers no such route.
+    Raises UnsupportedArchitecture, naming the architecture, where transformers cannot replace its attention.
     """
     before = model.config._attn_implementation
     set_implementation(model, NAME)
@@ -104,7 +116,7 @@ def hooked(model: PreTrainedModel) -> Iterator[None]:
 
 
 def set_implementation(model: PreTrainedModel, name: str) -> None:
-    """Switch the attention function. Raises UnsupportedArchitecture where the model refuses to."""
+    """Switch the model's attention function. Raises UnsupportedArchitecture where the model does not allow it."""
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
@@ -112,13 +124,13 @@ def set_implementation(model: PreTrainedModel, name: str) -> None:
     if model.config._attn_implementation != name:
         raise unsupported(
             model,
-            "its attention is code of its own, which transformers does not route through the "
-            "attention interface, so its heads can be neither read nor edited",
+            "it has its own attention code, which does not use the attention interface of transformers, so its heads "
+            "can be neither read nor edited",
         )
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
-    """The error for a model whose heads cannot be read, naming its architecture and the reason."""
+    """The error for a model whose heads cannot be read; it names the architecture and the reason."""
     return UnsupportedArchitecture(
         f"{type(model).__name__} (model_type {model.config.model_type!r}) cannot be measured: {reason}"
     )
@@ -126,14 +138,16 @@ def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitecture:
 
 @contextmanager
 def during(
-    look: Observer | None = None,
+    observer: Observer | None = None,
     packing: Packing | None = None,
     edit: Edit | None = None,
     rewire: Rewire | None = None,
-    short: int = SHORT,
+    explicit_tokens: int = EXPLICIT_TOKENS,
 ) -> Iterator[None]:
-    """Forward passes inside this block are observed and edited in this way; short: see `SHORT`."""
-    token = _CURRENT.set(Pass(look=look, packing=packing, edit=edit, rewire=rewire, short=short))
+    """Within this block forward passes are observed and edited; the arguments are the fields of `Pass`."""
+    token = _CURRENT.set(
+        Pass(observer=observer, packing=packing, edit=edit, rewire=rewire, explicit_tokens=explicit_tokens)
+    )
     try:
         yield
     finally:
@@ -154,27 +168,31 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """query (B, H, T, d), key and value (B, H_kv, S, d) -> heads' outputs (B, T, H, d)."""
     if kwargs.get("position_bias") is not None:
-        raise UnsupportedArchitecture(f"{type(module).__name__} adds a position bias to its scores, which is not read")
+        raise UnsupportedArchitecture(
+            f"{type(module).__name__} adds a position bias to its scores, which the hook does not support"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attention = Attention(
         query=query, key=key, value=value, mask=attention_mask, scaling=scale, softcap=softcap, sinks=s_aux
     )
     current = _CURRENT.get()
-    watched = current is not None and current.look is not None and not dropout and _causal(module, attention, kwargs)
-    seen = current if watched else None
-    short = seen is not None and query.shape[2] <= seen.short and query.dtype == torch.float32
-    if short or softcap is not None or s_aux is not None:
-        z = attention.output()  # SDPA knows neither soft-capping nor sinks
-    elif seen is not None and attention.fusible:
-        z = attention.fused(seen)
+    observed = (
+        current is not None and current.observer is not None and not dropout and _causal(module, attention, kwargs)
+    )
+    settings = current if observed else None
+    explicit = settings is not None and query.shape[2] <= settings.explicit_tokens and query.dtype == torch.float32
+    if explicit or softcap is not None or s_aux is not None:
+        z = attention.output()  # SDPA supports neither soft-capping nor sinks
+    elif settings is not None and attention.fusible:
+        z = attention.fused(settings)
     else:
         z, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if current is not None:
         layer = getattr(module, "layer_idx", None)
         if layer is None:
-            raise UnsupportedArchitecture(f"{type(module).__name__} does not say which layer it is (no layer_idx)")
-        if current.look is not None:
-            current.look(layer, attention)
+            raise UnsupportedArchitecture(f"{type(module).__name__} has no layer_idx, so its layer is not known")
+        if current.observer is not None:
+            current.observer(layer, attention)
         if current.rewire is not None:
             z = current.rewire(layer, z, attention)
         if current.edit is not None:
@@ -183,7 +201,7 @@ def _attention(
 
 
 def _causal(module: torch.nn.Module, attention: Attention, kwargs: dict[str, Any]) -> bool:
-    """Whether what the mask says (None: plain causal) is all that SDPA would know of who sees whom."""
+    """Whether the mask alone (None: plain causal) decides which keys a query sees, as it does for SDPA."""
     if attention.mask is not None:
         return attention.mask.dim() == 4
     causal = getattr(module, "is_causal", True) and kwargs.get("is_causal") in (None, True)
@@ -192,9 +210,17 @@ def _causal(module: torch.nn.Module, attention: Attention, kwargs: dict[str, Any
 
 @dataclass
 class Attention:
-    """What the heads of one layer compute from, after rotary embedding: query (B, H, T, d), key and value
-    (B, H_kv, S, d), mask (B or 1, 1 or H, T, S) or None where plain causal; norms (B, H, T): the log of the sum of
-    each row's exponentials, None until it is needed; weights (B, H, T, S): the whole softmax where it was made."""
+    """The inputs of the heads of one layer, after rotary embedding, and what is computed from them.
+
+    query: (B, H, T, d)
+    key, value: (B, H_kv, S, d)
+    mask: (B or 1, 1 or H, T, S), None for plain causal attention
+    scaling: factor of the scores
+    softcap: bound of the scores under tanh, None for none
+    sinks: (H,) score of each head's attention sink, None for none
+    norms: (B, H, T) log-sum-exp of each row of scores, None until it is needed
+    weights: (B, H, T, S) the whole softmax, None where it was not computed at once
+    """
 
     query: Tensor
     key: Tensor
@@ -208,21 +234,27 @@ class Attention:
 
     @property
     def fusible(self) -> bool:
-        """Whether SDPA would take its flash kernel for CPUs, which can also tell the norm of every row."""
+        """Whether SDPA would use its flash kernel for CPUs, which also returns the log-sum-exp of every row."""
         ready = all(x.stride(-1) == 1 for x in (self.query, self.key, self.value))
         return ready and self.query.device.type == "cpu" and self.query.shape[-1] == self.value.shape[-1]
 
     def probabilities(self, index: Tensor, keys: int | None = None) -> Tensor:
-        """Softmax rows in float32 for query positions index (B, R): (B, H, R, S). keys: only so many keys from the
-        front, where it is known that the queries see no others."""
+        """Attention rows of some query positions: (B, H, R, S) in float32.
+
+        index: (B, R) query positions
+        keys: compute only the first so many keys, where the queries see no others; None for all
+        """
         S = self.key.shape[2] if keys is None else keys
         if self.weights is None:
             return self._softmax(self._scores(index, S))
         return _at(self.weights[..., :S], index)
 
     def band(self, width: int) -> Tensor:
-        """Attention below the diagonal, (B, H, T, 1 + width) float32: of position i to position 0, and to positions
-        i - 1 ... i - width (NaN where that is before the start). Texts from their beginning only (T = S)."""
+        """Attention below the diagonal: (B, H, T, 1 + width) in float32.
+
+        Entry 0 is the weight of position i on position 0, entry d the weight on position i - d (NaN where that is
+        before the start). The queries must be the whole text (T = S).
+        """
         B, H, T, _ = self.query.shape
         out = torch.full((B, H, T, 1 + width), torch.nan, device=self.query.device)
         if self.weights is not None:
@@ -234,7 +266,7 @@ class Attention:
         q = self.query.reshape(B, groups, H // groups, T, -1).float()
         k = self.key.float()[:, :, None]
         norms = self._norms()
-        norms = norms.masked_fill(~norms.isfinite(), torch.nan)  # of an overflow nothing is known
+        norms = norms.masked_fill(~norms.isfinite(), torch.nan)  # the scores of the row overflowed
         for d in range(1 + width):
             back = slice(0, 1) if d == 0 else slice(0, T - d)
             if back.stop <= 0:
@@ -246,7 +278,7 @@ class Attention:
         return out
 
     def fused(self, current: Pass) -> Tensor:
-        """The heads' outputs (B, T, H, d) by the kernel that SDPA takes on a CPU; it leaves the norms."""
+        """The heads' outputs (B, T, H, d) from the kernel that SDPA uses on a CPU, which also fills `norms`."""
         mask = None if self.mask is None else current.additive(self.mask, self.query.dtype)
         z: Tensor
         z, self.norms = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -255,7 +287,7 @@ class Attention:
         return z.transpose(1, 2).contiguous()
 
     def output(self) -> Tensor:
-        """The heads' outputs (B, T, H, d) by explicit softmax, which is kept where it was made in one part."""
+        """The heads' outputs (B, T, H, d) by explicit softmax; fills `weights` where the scores fit into one part."""
         B, H, _, _ = self.query.shape
         groups, S, d = self.value.shape[1:]
         v, parts = self.value.float(), []
@@ -266,9 +298,9 @@ class Attention:
             self.weights = p
         z = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         if self.mask is not None:
-            # A row that may see nothing (padding on the left) has no defined output; nothing visible reads it.
-            seen = self.mask if self.mask.dtype == torch.bool else ~self.mask.isneginf()
-            z.masked_fill_(~seen.any(-1, keepdim=True), 0.0)
+            # A query that sees no key (padding on the left) has no defined output, and no real token attends to it.
+            visible = self.mask if self.mask.dtype == torch.bool else ~self.mask.isneginf()
+            z.masked_fill_(~visible.any(-1, keepdim=True), 0.0)
         return z.transpose(1, 2).to(self.value.dtype).contiguous()
 
     def _norms(self) -> Tensor:
@@ -278,7 +310,7 @@ class Attention:
         return self.norms
 
     def _softmax(self, s: Tensor) -> Tensor:
-        """Scores (B, H, R, S) -> weights, of which a sink takes its share."""
+        """Scores (B, H, R, S) -> attention weights; an attention sink takes part of each row."""
         if self.sinks is None:
             return s.softmax(-1)
         B, H, R, S = s.shape
@@ -286,8 +318,10 @@ class Attention:
         return torch.cat([s, sink], -1).softmax(-1)[..., :S]
 
     def _scores(self, index: Tensor | None, S: int) -> Tensor:
-        """Scaled, capped and masked, float32, of query positions index (B, R; None: all) with the first S keys:
-        (B, H, R, S)."""
+        """Scaled, capped and masked scores of query positions with the first S keys: (B, H, R, S) in float32.
+
+        index: (B, R) query positions, None for all
+        """
         B, H, T, d = self.query.shape
         groups = self.key.shape[1]
         q = (self.query if index is None else _at(self.query, index)).float()
@@ -307,7 +341,7 @@ class Attention:
         return s if self.softcap is None else torch.tanh(s / self.softcap) * self.softcap
 
     def _chunks(self) -> Iterator[Tensor | None]:
-        """All query positions: None where their scores stay within `_MAX_SCORES`, else in parts (B, R) that do."""
+        """All query positions: None where their scores fit into `_MAX_SCORES`, else in parts (B, R) that do."""
         B, H, T, _ = self.query.shape
         rows = max(1, _MAX_SCORES // (B * H * self.key.shape[2]))
         if rows >= T:
@@ -317,18 +351,18 @@ class Attention:
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:
-    """Of x (B, H, T, n) the positions index (B, R): (B, H, R, n)."""
+    """The entries of x (B, H, T, n) at positions index (B, R): (B, H, R, n)."""
     B, H, _, n = x.shape
     return x.gather(2, index[:, None, :, None].expand(B, H, index.shape[1], n))
 
 
 def _masked(s: Tensor, mask: Tensor) -> Tensor:
-    """In place."""
+    """The scores with the mask applied, in place."""
     return s.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else s.add_(mask.float())
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:
-    """Boolean mask (B, 1, T, S) or None: SDPA's own, or the packed one where the current pass is packed."""
+    """The mask of the current pass: a boolean (B, 1, T, T) mask where rows are packed, else that of SDPA."""
     current = _CURRENT.get()
     if current is None or current.packing is None:
         return sdpa_mask(*args, **kwargs)
@@ -339,11 +373,12 @@ def _mask(*args: Any, **kwargs: Any) -> Any:
     batch = torch.arange(B, device=device)[:, None, None, None]
     head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     allowed = rule(batch, head, positions[:, None, :, None], positions[:, None, None, :])
-    mine, theirs = segments[:, None, :, None], segments[:, None, None, :]
+    of_query, of_key = segments[:, None, :, None], segments[:, None, None, :]
     i = torch.arange(T, device=device)
     before = i[None, :] <= i[:, None]
-    visible = ((theirs == 0) | (theirs == mine)) & (mine >= 0) & before
-    return (allowed & visible) | torch.eye(T, dtype=torch.bool, device=device)  # padding sees itself: no empty row
+    visible = ((of_key == 0) | (of_key == of_query)) & (of_query >= 0) & before
+    # Padding sees itself, because the softmax of an empty row is not defined.
+    return (allowed & visible) | torch.eye(T, dtype=torch.bool, device=device)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,4 +1,4 @@
-"""Takes from every layer of a forward pass what the texts of a batch ask for."""
+"""Collects attention, head outputs and the residual stream from every layer of a forward pass over one batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bindscope.engine.attention import Attention, Edit, Observer, unsupported
 from bindscope.engine.data import Needs, TextData
-from bindscope.engine.projections import Grams, carried_attention
+from bindscope.engine.projections import Grams, norm_weighted_attention
 from bindscope.engine.trunk import layers
 
 
@@ -23,10 +23,10 @@ from bindscope.engine.trunk import layers
 class TextInput:
     """One text for a forward pass.
 
-    ids: its token ids
-    continuations: token ids of each text that may follow it, whose log-probabilities are wanted
+    ids: (T,) its token ids
+    continuations: token ids of each continuation whose log-probabilities are computed
     band: how many positions back attention is kept, 0 for none
-    span: positions of the term's tokens, empty for none
+    span: (k,) positions of the term's tokens, empty for none
     """
 
     ids: tuple[int, ...]
@@ -35,30 +35,41 @@ class TextInput:
     span: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        """Tokens in the packed sequence: nothing is predicted from the last token of a continuation."""
+        """Tokens in the packed sequence. It leaves out the last token of each continuation, which predicts nothing."""
         return len(self.ids) + sum(len(c) - 1 for c in self.continuations)
 
 
 class Capture:
-    """Reads one batch. Pass `observer` and `keep_outputs` to the forward pass, run it inside `residual_hooks`, then
-    take `outputs`."""
+    """Reads one batch.
+
+    Use it in three steps: pass `observer` and `head_output_observer` to the forward pass, run the pass inside
+    `residual_hooks`, then call `outputs`.
+    """
 
     def __init__(self, model: PreTrainedModel, inputs: Sequence[TextInput], needs: Needs, grams: Grams | None) -> None:
+        """Prepare to read a batch.
+
+        model: the model that runs the pass
+        inputs: the texts of the batch
+        needs: what to keep of the pass
+        grams: layer -> (H, d, d), see `projections.grams`; None where the output projection is not known
+        """
         self._model, self._inputs, self._needs, self._grams = model, inputs, needs, grams
         self._width = max(text.band for text in inputs) if needs.attention or needs.previous_token else 0
         spans = [text.span for text in inputs]
-        rows = needs.last_row or needs.carried
+        rows = needs.last_row or needs.norm_weighted
         self._end = max((span[-1] + 1 for span in spans if span), default=0) if rows else 0
         k = max(map(len, spans))
         self._spans = torch.tensor([span + span[-1:] * (k - len(span)) if span else (0,) * k for span in spans])
         self._bands: dict[int, Tensor] = {}
         self._last: dict[int, Tensor] = {}
-        self._carried: dict[int, Tensor] = {}
+        self._norm_weighted: dict[int, Tensor] = {}
         self._outputs: dict[int, Tensor] = {}
         self._residual: dict[int, Tensor] = {}
 
     @property
     def observer(self) -> Observer | None:
+        """The function that reads attention in each layer; None where no attention is needed."""
         return self._observe if self._width or self._end else None
 
     def _observe(self, layer: int, attention: Attention) -> None:
@@ -69,12 +80,13 @@ class Capture:
             p = attention.probabilities(spans, self._end)  # (B, H, k, end)
             if self._needs.last_row:
                 self._last[layer] = p[:, :, -1].cpu()
-            if self._needs.carried and self._grams is not None:
+            if self._needs.norm_weighted and self._grams is not None:
                 value = attention.value[:, :, : self._end]
-                self._carried[layer] = carried_attention(p, value, self._grams[layer], spans).cpu()
+                self._norm_weighted[layer] = norm_weighted_attention(p, value, self._grams[layer], spans).cpu()
 
     @property
-    def keep_outputs(self) -> Edit | None:
+    def head_output_observer(self) -> Edit | None:
+        """The edit that keeps the heads' outputs and changes nothing; None where they are not needed."""
         return self._keep if self._needs.head_outputs else None
 
     def _keep(self, layer: int, z: Tensor) -> Tensor:
@@ -82,7 +94,7 @@ class Capture:
         return z
 
     def residual_hooks(self) -> AbstractContextManager[None]:
-        """Within this block the residual stream is kept, where it was asked for."""
+        """Within this block hooks keep the residual stream: the input of the first layer, the output of each layer."""
         if not (self._needs.residual or self._needs.alone):
             return nullcontext()
         return residual_stream(self._model, self._take)
@@ -91,33 +103,37 @@ class Capture:
         self._residual[place] = hidden.float().cpu()
 
     def outputs(self, logprobs: Sequence[Sequence[NDArray[np.float32]]]) -> list[TextData]:
-        """What was read of each text; logprobs: of its continuations."""
+        """What the pass computed for each text.
+
+        logprobs: for each text and continuation, (tokens,) log P of each token in nats
+        Raises UnsupportedArchitecture where a layer gave nothing.
+        """
         count = int(self._model.config.num_hidden_layers)
-        bands, last, carried, heads = (
-            self._stacked(kept, range(count)) for kept in (self._bands, self._last, self._carried, self._outputs)
+        bands, last, weighted, heads = (
+            self._stacked(kept, range(count)) for kept in (self._bands, self._last, self._norm_weighted, self._outputs)
         )
         residual = self._stacked(self._residual, range(count + 1))
-        return [self._text(b, logprobs[b], bands, last, carried, heads, residual) for b in range(len(self._inputs))]
+        return [self._text(b, logprobs[b], bands, last, weighted, heads, residual) for b in range(len(self._inputs))]
 
     def _text(self, b: int, logprobs: Sequence[NDArray[np.float32]], *read: NDArray[np.float32] | None) -> TextData:
-        bands, last, carried, heads, residual = read
+        bands, last, weighted, heads, residual = read
         text = self._inputs[b]
         n, k = len(text.ids), len(text.span)
-        unknown = self._needs.carried and self._grams is None and k
+        unknown = self._needs.norm_weighted and self._grams is None and k
         shape = (int(self._model.config.num_hidden_layers), int(self._model.config.num_attention_heads), k, k)
         inside = np.full(shape, np.nan, np.float32) if unknown else None
         return TextData(
             ids=text.ids,
             band=bands[b, :, :, :n, : 1 + text.band] if bands is not None and text.band else None,
             last_row=last[b, :, :, : text.span[-1] + 1] if last is not None and k else None,
-            carried=carried[b, :, :, :k, :k] if carried is not None and k else inside,
+            norm_weighted=weighted[b, :, :, :k, :k] if weighted is not None and k else inside,
             residual=residual[b, :, :n] if residual is not None else None,
             head_outputs=heads[b, :, :n] if heads is not None else None,
             logprobs=tuple(logprobs),
         )
 
     def _stacked(self, kept: dict[int, Tensor], places: range) -> NDArray[np.float32] | None:
-        """Layer -> (B, ...) as (B, L, ...); None where nothing was asked for."""
+        """Layer -> (B, ...) as (B, L, ...); None where nothing was kept."""
         if not kept:
             return None
         if missing := sorted(set(places) - set(kept)):
@@ -136,7 +152,7 @@ def residual_stream(model: PreTrainedModel, take: Callable[[int, Tensor], None])
     def give(place: int, hidden: Any) -> None:
         if not isinstance(hidden, Tensor) or hidden.dim() != 3:
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise unsupported(model, f"its layers do not pass on one residual stream (B, T, D) but {shape}")
+            raise unsupported(model, f"its layers pass on {shape}, not one residual stream (B, T, D)")
         take(place, hidden.detach())
 
     def enters(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from bindscope.engine.batches import ShrinkingBatches
 from bindscope.engine.capture import residual_stream
 from bindscope.engine.data import CellData, Needs, TextData
 from bindscope.engine.passes import BATCH_TOKENS, RESIDUAL_BYTES, logits_at, not_finite
-from bindscope.engine.projections import Grams, carried_attention
+from bindscope.engine.projections import Grams, norm_weighted_attention
 from bindscope.errors import RequestError
 
 #: Tokens of a packed row: the cost of attention grows with its length, the share of the prefix falls with it.
@@ -42,7 +42,7 @@ class CellRequest:
     k: tokens of every cell
     needs: what is kept of every cell; `alone` and `previous_token` are read elsewhere
     states: layers whose residual stream is kept at the last token of every cell, 0 for the embeddings
-    grams: of the model's output projections, for `Needs.carried`; None where they are not known
+    grams: of the model's output projections, for `Needs.norm_weighted`; None where they are not known
     """
 
     prefix: Ids
@@ -184,10 +184,10 @@ class _CellCapture:
     def hooks(self, packing: Packing | None = None) -> Iterator[None]:
         """Within this block a forward pass over the cells is read."""
         needs, request = self._request.needs, self._request
-        look = self._observe if needs.attention or needs.last_row or needs.carried else None
+        observer = self._observe if needs.attention or needs.last_row or needs.norm_weighted else None
         edit = self._outputs if needs.head_outputs else None
         stream = residual_stream(self._model, self._take) if needs.residual or request.states else nullcontext()
-        with during(look, packing, edit), stream:
+        with during(observer, packing, edit), stream:
             yield
 
     def _keep(self, name: str, layer: int, x: Tensor) -> None:
@@ -201,10 +201,10 @@ class _CellCapture:
             self._keep("inside", layer, p[..., P:])
         if needs.last_row:
             self._keep("last_row", layer, p[:, :, -1])
-        if needs.carried and self._request.grams is not None:
+        if needs.norm_weighted and self._request.grams is not None:
             spans = torch.arange(P, p.shape[-1], device=p.device).expand(len(p), -1)
-            carried = carried_attention(p, self.values(attention), self._request.grams[layer], spans)
-            self._keep("carried", layer, carried)
+            weighted = norm_weighted_attention(p, self.values(attention), self._request.grams[layer], spans)
+            self._keep("norm_weighted", layer, weighted)
 
     def _outputs(self, layer: int, z: Tensor) -> Tensor:
         self._keep("head_outputs", layer, self.tokens(z.detach()))
@@ -242,15 +242,15 @@ class _CellCapture:
     def _row(self, row: Sequence[Ids], arrays: dict[str, NDArray[np.float32]]) -> CellData:
         """One row as `CellData`; arrays: name -> (layers, cells, ...)."""
         P, k = len(self._request.prefix), self._request.k
-        last, carried = arrays.get("last_row"), arrays.get("carried")
-        if self._request.needs.carried and carried is None:
+        last, weighted = arrays.get("last_row"), arrays.get("norm_weighted")
+        if self._request.needs.norm_weighted and weighted is None:
             L, H = int(self._model.config.num_hidden_layers), int(self._model.config.num_attention_heads)
-            carried = np.full((L, len(row), H, k, k), np.nan, np.float32)
+            weighted = np.full((L, len(row), H, k, k), np.nan, np.float32)
         data = TextData(
             ids=(*self._request.prefix, *(token for cell in row for token in (*cell, -1))),
             band=_band(arrays["sink"], arrays["inside"], P) if "sink" in arrays else None,
             last_row=None if last is None else np.moveaxis(last, 1, 0),
-            carried=None if carried is None else np.moveaxis(carried, 1, 0),
+            norm_weighted=None if weighted is None else np.moveaxis(weighted, 1, 0),
             residual=_line(arrays["residual"], P) if "residual" in arrays else None,
             head_outputs=_line(arrays["head_outputs"], P) if "head_outputs" in arrays else None,
         )

@@ -1,8 +1,8 @@
-"""Many edits of one model on the same texts, for little more than the cost of the layers that they change.
+"""Runs many conditions (sets of ablated heads) of one model on the same texts.
 
-Conditions run side by side in one batch; a mask says which heads are ablated in which row. Layers below the lowest
-edited one are computed once per batch of texts for all conditions, and kept between calls (`LayerCache`). A prompt
-and its choices share one packed row.
+Conditions run side by side in one batch; a mask gives the heads that are ablated in each row. The layers below the
+lowest edited layer give the same outputs under every condition, so they are computed once for each batch of texts and
+kept between calls (`LayerCache`). A prompt and its choices share one packed row.
 """
 
 from __future__ import annotations
@@ -27,19 +27,25 @@ from bindscope.records import Head, Mode, check_heads
 
 #: Packed tokens of the rows in one batch, and of rows times conditions in one forward pass.
 ROW_TOKENS, PASS_TOKENS = 512, 2048
-#: Conditions that go side by side in one pass over a full batch of rows.
-SIDE = PASS_TOKENS // ROW_TOKENS
-#: Bytes of layer outputs that `LayerCache` keeps.
-ROOM = 1 << 30
+#: Conditions that run side by side in one pass over a full batch of rows.
+CONDITIONS_PER_PASS = PASS_TOKENS // ROW_TOKENS
+#: Bytes of layer outputs that `LayerCache` keeps at most.
+CACHE_BYTES = 1 << 30
 
+#: For each continuation of a text, log P of each of its tokens (nats).
 Logs = list[LogProbs]
 
 
 @dataclass(frozen=True)
 class EditValues:
-    """What edits need beside the heads. means: layer -> (bins, H, d) by position over neutral text; last: its longest
-    position; donors: for each row, the tokens of another prompt at least as long; spans: each row's term;
-    biases: layer -> (H, d)."""
+    """The values that replace the outputs of ablated heads; None for what the mode does not use.
+
+    means: layer -> (bins, H, d) mean head outputs over neutral text, by position bin
+    last: last position of the neutral text; later positions use its bin
+    donors: for each row, the token ids of another prompt that is at least as long
+    spans: for each row, the positions of the term's tokens
+    biases: layer -> (H, d) value biases
+    """
 
     means: dict[int, Tensor] | None = None
     last: int = 0
@@ -49,28 +55,36 @@ class EditValues:
 
 
 class LayerCache:
-    """What all conditions have in common, by rows of a batch and layer: outputs of the layers below the edits, heads'
-    outputs on donors. Kept between calls of `run` on the same rows while it fits into ROOM, else computed again."""
+    """Values that are the same under all conditions: outputs of layers below the edits, head outputs on donors.
+
+    The cache keeps them between calls of `run` on the same rows, up to `CACHE_BYTES`; `run` computes the rest again.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, tuple[int, ...], int], Any] = {}
+        self._values: dict[tuple[str, tuple[int, ...], int], Any] = {}
         self._bytes = 0
 
     def get(
         self, kind: str, members: Sequence[int], wanted: set[int], compute: Callable[[set[int]], dict[int, Any]]
     ) -> dict[int, Any]:
-        """Layer -> value for the wanted layers; compute gives those that are not kept."""
+        """Layer -> value for each of some layers.
+
+        kind: name of the value ("below", "donated")
+        members: indices of the rows in the batch
+        wanted: layers
+        compute: gives layer -> value for the layers that the cache does not hold
+        """
         batch = tuple(members)
-        found = {at: self._found[kind, batch, at] for at in wanted if (kind, batch, at) in self._found}
-        if lacking := wanted - found.keys():
-            new = compute(lacking)
-            for layer, value in new.items():
+        values = {at: self._values[kind, batch, at] for at in wanted if (kind, batch, at) in self._values}
+        if lacking := wanted - values.keys():
+            computed = compute(lacking)
+            for layer, value in computed.items():
                 size = _bytes(value)
-                if self._bytes + size <= ROOM:
-                    self._found[kind, batch, layer] = value
+                if self._bytes + size <= CACHE_BYTES:
+                    self._values[kind, batch, layer] = value
                     self._bytes += size
-            found |= new
-        return found
+            values |= computed
+        return values
 
 
 def _bytes(value: Any) -> int:
@@ -91,11 +105,18 @@ def run(
     cache: LayerCache | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[Logs]]:
-    """log P of every continuation's tokens: [condition][row][continuation].
+    """log P of every continuation's tokens under every condition: [condition][row][continuation], in nats.
 
-    share: skip the layers below the lowest edited head of each group of conditions (False is for checking that this
-    changes nothing); cache: what earlier calls on the same rows and values left. progress gets shares of a condition
-    that were done. Raises RequestError for a head that the model does not have.
+    model: the model, with the hook installed
+    rows: the texts with their continuations
+    conditions: the heads that each condition ablates
+    mode: how heads are ablated, see `edits`
+    values: what replaces the outputs of ablated heads
+    share: compute the layers below the lowest edited head once for all conditions; tests set it to False to check that
+        sharing changes no number
+    cache: the cache of earlier calls on the same rows and values
+    progress: called with the number of conditions, or the fraction of one, that has been computed
+    Raises RequestError for a head that the model does not have.
     """
     heads = int(model.config.num_attention_heads)
     for chosen in conditions:
@@ -104,11 +125,20 @@ def run(
     for c, chosen in enumerate(conditions):
         lowest.setdefault(min((layer for layer, _ in chosen), default=0) if share else 0, []).append(c)
     out: list[list[Logs]] = [[[] for _ in rows] for _ in conditions]
-    work = _Work(model, rows, conditions, mode, values, lowest, cache or LayerCache(), ShrinkingBatches())
+    work = _Work(
+        model=model,
+        rows=rows,
+        conditions=conditions,
+        mode=mode,
+        values=values,
+        lowest=lowest,
+        cache=cache or LayerCache(),
+        batches=ShrinkingBatches(),
+    )
     batches = ShrinkingBatches()
     for members in _row_batches(rows):
-        for i, found in zip(members, batches.run(members, work.of), strict=True):
-            for c, logs in enumerate(found):
+        for i, by_condition in zip(members, batches.run(members, work.of), strict=True):
+            for c, logs in enumerate(by_condition):
                 out[c][i] = logs
         if progress is not None:
             progress(len(conditions) * len(members) / len(rows))
@@ -117,7 +147,10 @@ def run(
 
 @dataclass(frozen=True)
 class _Work:
-    """What `run` was asked for; lowest: layer -> the conditions whose lowest edited head is there."""
+    """The arguments of `run`, with the conditions grouped by their lowest edited layer.
+
+    lowest: layer -> indices of the conditions whose lowest edited head is in it
+    """
 
     model: PreTrainedModel
     rows: Sequence[TextInput]
@@ -129,7 +162,7 @@ class _Work:
     batches: ShrinkingBatches
 
     def of(self, members: Sequence[int]) -> list[list[Logs]]:
-        """[row][condition][continuation], for rows that share their batches."""
+        """log P for the rows of one batch: [row][condition][continuation]."""
         batch = pack([self.rows[i] for i in members], self.model.device)
         out: list[list[Logs]] = [[[] for _ in self.conditions] for _ in members]
         below = {layer - 1 for layer in self.lowest if layer > 0}
@@ -139,15 +172,18 @@ class _Work:
             some = partial(self._edited, members, batch, layer, outputs.get(layer - 1))
             for start in range(0, len(group), size):
                 part = group[start : start + size]
-                for c, found in zip(part, self.batches.run(part, some), strict=True):
-                    for n, logs in enumerate(found):
+                for c, by_row in zip(part, self.batches.run(part, some), strict=True):
+                    for n, logs in enumerate(by_row):
                         out[n][c] = logs
         return out
 
     def _edited(
         self, members: Sequence[int], batch: Packed, lowest: int, below: Any, part: Sequence[int]
     ) -> list[list[Logs]]:
-        """[condition][row][continuation] of one forward pass; below: what leaves the layer under the lowest edit."""
+        """log P from one forward pass: [condition][row][continuation].
+
+        below: output of the layer under the lowest edited one
+        """
         model = self.model
         heads = int(model.config.num_attention_heads)
         ablated = mask([self.conditions[c] for c in part], len(members), heads, model.device)
@@ -167,7 +203,7 @@ def _below(model: PreTrainedModel, batch: Packed, wanted: set[int]) -> dict[int,
 def _donor_outputs(
     model: PreTrainedModel, mode: Mode, values: EditValues, members: Sequence[int], cache: LayerCache, wanted: set[int]
 ) -> dict[int, Tensor] | None:
-    """What the heads say on the members' donors, where the mode asks for it."""
+    """Layer -> (B, S, H, d) outputs of the heads on the donors of the members; None unless the mode is resample."""
     if mode != "resample":
         return None
     assert values.donors is not None
@@ -193,8 +229,11 @@ def _edits(
     members: Sequence[int],
     copies: int,
 ) -> tuple[Edit | None, Rewire | None]:
-    """The edit of `copies` conditions of the same rows. positions: (B, T) of the rows' tokens; donated: layer ->
-    (B, S, H, d) on donors, S at least the largest position + 1."""
+    """The edit of `copies` conditions of the same rows.
+
+    positions: (B, T) positions of the rows' tokens
+    donated: layer -> (B, S, H, d) head outputs on the donors, S at least the largest position + 1
+    """
     if mode == "knockout":
         assert values.spans is not None
         spans = [values.spans[i] for i in members]
@@ -221,8 +260,14 @@ def _edits(
 def decoding(
     model: PreTrainedModel, heads: Sequence[Head], mode: Mode, values: EditValues, members: Sequence[int]
 ) -> tuple[Edit | None, Rewire | None]:
-    """The edit of one condition while the members' texts, all of one length, are continued token by token; made anew
-    for every batch. Donors must be as long as a text with its continuation."""
+    """The edit of one condition during decoding, for one batch of texts of equal length. Make a new one for each batch.
+
+    model: the model
+    heads: the heads to ablate
+    mode: how they are ablated
+    values: what replaces their outputs; donors must be as long as a text with its completion
+    members: indices of the batch's texts in `values`
+    """
     count = int(model.config.num_attention_heads)
     ablated = mask([heads], len(members), count, model.device)
     donated = _donor_outputs(model, mode, values, members, LayerCache(), set(ablated))
@@ -233,42 +278,46 @@ def decoding(
         start = seen[layer]
         seen[layer] += T
         positions = torch.arange(start, start + T, device=z.device).expand(B, T)
-        mine = {layer: donated[layer]} if donated else None
-        return _edits(mode, {layer: ablated[layer]}, values, positions, mine, members, 1)
+        here = {layer: donated[layer]} if donated else None
+        return _edits(mode, {layer: ablated[layer]}, values, positions, here, members, 1)
 
     def edit(layer: int, z: Tensor) -> Tensor:
-        found = now(layer, z)[0] if layer in ablated else None
-        return found(layer, z) if found else z
+        replace = now(layer, z)[0] if layer in ablated else None
+        return replace(layer, z) if replace else z
 
     def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
-        if layer not in ablated or seen[layer]:  # the term stands in the text, none of it in what is written
+        if layer not in ablated or seen[layer]:  # new tokens hold no token of the span, so only the prompt is edited
             return z
-        found = now(layer, z)[1]
-        return found(layer, z, attention) if found else z
+        knock_out = now(layer, z)[1]
+        return knock_out(layer, z, attention) if knock_out else z
 
     return (None, rewire) if mode == "knockout" else (edit, None)
 
 
 @torch.no_grad()
 def outputs_of(model: PreTrainedModel, texts: Sequence[tuple[int, ...]], wanted: set[int]) -> dict[int, Tensor]:
-    """Layer -> heads' outputs (B, T, H, d) on plain texts, padded at the end to the longest."""
+    """Layer -> (B, T, H, d) outputs of the heads on texts, which are padded at the end to the longest.
+
+    texts: token ids of each text
+    wanted: layers
+    """
     T = max(map(len, texts))
     ids = torch.tensor([[*text, *[0] * (T - len(text))] for text in texts], device=model.device)
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
     def keep(layer: int, z: Tensor) -> Tensor:
         if layer in wanted:
-            found[layer] = z
+            outputs[layer] = z
         return z
 
     with during(edit=keep):
         model(ids, use_cache=False)
-    return found
+    return outputs
 
 
 @torch.no_grad()
 def neutral_means(model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> tuple[dict[int, Tensor], int]:
-    """Layer -> (bins, H, d): mean head outputs over texts by position bin; and the last position that is covered."""
+    """Layer -> (bins, H, d) mean head outputs over texts by position bin, and the last position of the longest text."""
     layers, last = int(model.config.num_hidden_layers), max(map(len, texts)) - 1
     sums: dict[int, Tensor] = {}
     counts: Tensor | None = None

@@ -1,13 +1,13 @@
-"""Ways to ablate heads: what a head's output z_h (before the output projection) is replaced by.
+"""Ways to ablate heads: each mode replaces a head's output z_h (before the output projection).
 
 zero       z_h = 0
-mean       its mean over neutral text, by position (1, 2-3, 4-7, ...): the head keeps its average output
-resample   its output at the same position of another prompt: a typical output, about something else
-published  z_h = b_V,h, the head's value bias: what is left where the attention pattern is set to zero after value
+mean       z_h = its mean over neutral text in the same position bin (1, 2-3, 4-7, ...)
+resample   z_h = its output at the same position of another prompt
+published  z_h = b_V,h, the head's value bias: the output of a head whose attention pattern is set to zero after value
            biases are folded (Tran 2026; zero in architectures without a value bias)
-knockout   only the edges inside the term, A[s_i, s_j] with i > j, are cut, and the rows renormalised to their sum
+knockout   only the edges inside the term, A[s_i, s_j] with i > j, are set to zero; each row keeps its sum
 
-A batch may hold many conditions: a mask says for each row which heads are ablated.
+A batch may hold many conditions: a mask gives the ablated heads of each row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from bindscope.records import Head
 
 
 def mask(conditions: Sequence[Sequence[Head]], rows: int, heads: int, device: torch.device) -> dict[int, Tensor]:
-    """Layer -> (conditions * rows, heads) booleans: true where a head is ablated; rows of one condition together."""
+    """Layer -> (conditions * rows, heads) booleans, true where a head is ablated; condition by condition.
+
+    conditions: (layer, head) of the heads that each condition ablates
+    rows: number of texts
+    heads: number of heads in a layer
+    device: where the mask is put
+    """
     out: dict[int, Tensor] = {}
     for c, chosen in enumerate(conditions):
         for layer, head in chosen:
@@ -39,7 +45,11 @@ def mask(conditions: Sequence[Sequence[Head]], rows: int, heads: int, device: to
 
 
 def replacing(ablated: dict[int, Tensor], values: dict[int, Tensor] | None) -> Edit:
-    """The edit that puts `values[layer]`, broadcast to (B, T, H, d), or zero in the place of an ablated head."""
+    """The edit that replaces the outputs of ablated heads.
+
+    ablated: layer -> (B, H) booleans
+    values: layer -> new outputs, broadcast to (B, T, H, d); None for zero
+    """
 
     def edit(layer: int, z: Tensor) -> Tensor:
         if layer not in ablated:
@@ -52,13 +62,20 @@ def replacing(ablated: dict[int, Tensor], values: dict[int, Tensor] | None) -> E
 
 @dataclass(frozen=True)
 class Spans:
-    """tokens: (B, k) positions of each row's term, -1 where it has fewer."""
+    """Where the term stands in each row of a batch.
+
+    tokens: (B, k) positions of the term's tokens, -1 where a term has fewer than k
+    """
 
     tokens: Tensor
 
 
 def knocking_out(ablated: dict[int, Tensor], spans: Spans) -> Rewire:
-    """Knock out the edges inside the term, in the heads of the mask."""
+    """The rewiring that knocks out the edges inside the term.
+
+    ablated: layer -> (B, H) booleans, true for the heads whose edges are knocked out
+    spans: where the term stands in each row
+    """
 
     def rewire(layer: int, z: Tensor, attention: Attention) -> Tensor:
         if layer not in ablated:
@@ -80,7 +97,8 @@ def knocking_out(ablated: dict[int, Tensor], spans: Spans) -> Rewire:
         new = (left.to(value.dtype) @ value).transpose(1, 2).to(z.dtype)  # (B, k, H, d)
         index = queries[:, :, None, None].expand(-1, -1, H, z.shape[-1])
         real = (tokens >= 0)[:, :, None, None] & ablated[layer].to(z.device)[:, None, :, None]
-        # Padding of the span points at position 0, whose own row must stay as it is: written last to first.
+        # Padding of a span has index 0. Going from the last token to the first writes the row of a term at position 0
+        # after the padding, so the padding cannot overwrite it.
         out = z.clone()
         for i in reversed(range(k)):
             at = index[:, i : i + 1]
@@ -93,29 +111,32 @@ def knocking_out(ablated: dict[int, Tensor], spans: Spans) -> Rewire:
 
 @torch.no_grad()
 def value_biases(model: PreTrainedModel) -> dict[int, Tensor]:
-    """Layer -> (H, d): a head's output when the layer's input is zero, which is its value bias."""
+    """Layer -> (H, d): the value bias of every head, which is its output when the input of the layer is zero.
+
+    Raises RuntimeError where the hook is not installed.
+    """
     require_hook(model)
-    found: dict[int, Tensor] = {}
-    taken: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    weights: dict[int, Tensor] = {}
     zero = [_zeroed(part) for layer in layers(model) for part in layer.modules() if hasattr(part, "layer_idx")]
 
     def keep(layer: int, z: Tensor) -> Tensor:
-        found[layer] = z[0, 0].clone()
+        outputs[layer] = z[0, 0].clone()
         return z
 
     first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
 
-    def look(layer: int, attention: Attention) -> None:
-        taken[layer] = attention.probabilities(first.to(attention.query.device))[0, :, 0]
+    def observe(layer: int, attention: Attention) -> None:
+        weights[layer] = attention.probabilities(first.to(attention.query.device))[0, :, 0]
 
     try:
-        with during(look, edit=keep):
+        with during(observe, edit=keep):
             model(first, use_cache=False)
     finally:
         for handle in zero:
             handle.remove()
-    # Where a sink takes a share of the row, the one token in it has the rest.
-    return {layer: z / taken[layer].to(z.dtype) for layer, z in found.items()}
+    # With an attention sink the weight of the only token is below 1, so the output is divided by that weight.
+    return {layer: z / weights[layer].to(z.dtype) for layer, z in outputs.items()}
 
 
 def _zeroed(attention: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -131,6 +152,10 @@ def _zeroed(attention: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
 
 
 def bins(positions: Tensor, last: int) -> Tensor:
-    """Position -> bin as in `position_bins`, from 0 for position 0; positions after `last` take its bin."""
+    """The bin of each position as in `position_bins` plus one, so that position 0 has bin 0.
+
+    positions: token positions, of any shape
+    last: positions after this one have its bin
+    """
     table = torch.from_numpy(position_bins(np.arange(last + 1)) + 1).to(positions.device)
     return table[positions.clamp(max=last)]

@@ -1,10 +1,11 @@
-"""The engine: a loaded model with the attention hook in place, checked, and the only way to run it.
+"""The engine: runs a loaded model with the attention hook installed and checked.
 
     with Engine(loaded) as engine:
         for index, data in engine.stream(inputs, needs): ...
 
-Entering installs the hook and checks, once, that what is read is what the model computes (`selfcheck.py`); leaving puts
-the model's own attention function back. Whether continuations may be packed into one row is the engine's to know.
+Entering installs the hook and checks once that the attention it reads is the attention of the model (`selfcheck.py`);
+leaving restores the model's own attention function. The check also tells whether continuations may be packed into one
+row.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ from bindscope.records import Head, Mode, Sampling
 
 
 class Engine:
-    """loaded: model, tokenizer and what results record of them; check: of an earlier engine around the same model,
-    which saves the time of a self-check (a training run that is watched checks once)."""
+    """A loaded model with the attention hook, used as a context manager."""
 
     def __init__(self, loaded: Loaded, check: SelfCheck | None = None) -> None:
+        """Keep the model; entering the block installs the hook.
+
+        loaded: the model and its tokenizer
+        check: the self-check of an earlier engine for the same model, so that monitoring a training run checks once
+        """
         self.loaded, self.model = loaded, loaded.model
         self._check = check
         self._hook: AbstractContextManager[None] | None = None
@@ -43,7 +48,7 @@ class Engine:
         self._has_grams = False
 
     def __enter__(self) -> Engine:
-        """Raises UnsupportedArchitecture, with the reason, for a model that cannot be read or edited."""
+        """Check the model and install the hook. Raises UnsupportedArchitecture, with the reason, where that fails."""
         if self._check is None:
             self._check = self_check(self.model)
         self._hook = hooked(self.model)
@@ -59,7 +64,7 @@ class Engine:
 
     @property
     def check(self) -> SelfCheck:
-        """What the self-check measured."""
+        """The result of the self-check. Raises RuntimeError outside of the `with` block."""
         if self._check is None:
             raise RuntimeError("the engine has not been entered; use `with Engine(loaded) as engine:`")
         return self._check
@@ -67,13 +72,15 @@ class Engine:
     def stream(
         self, inputs: Sequence[TextInput], needs: Needs | None = None, *, batch_tokens: int = passes.BATCH_TOKENS
     ) -> Iterator[tuple[int, TextData]]:
-        """Each text's index and what was read of it, longest first; memory does not grow with the number of texts.
+        """Yield the index and the data of each text, longest first; memory does not grow with the number of texts.
 
-        needs: what to read beside the log-probabilities of continuations
+        inputs: the texts
+        needs: what to read besides the log-probabilities of continuations
+        batch_tokens: padded tokens of one batch at most
         Raises MeasureError for numbers that are not finite.
         """
         needs = needs or Needs()
-        weights = self._projections() if needs.carried else None
+        weights = self._projections() if needs.norm_weighted else None
         return passes.stream(
             self.model, inputs, packed=self.check.packed, needs=needs, grams=weights, batch_tokens=batch_tokens
         )
@@ -81,7 +88,7 @@ class Engine:
     def read(
         self, inputs: Sequence[TextInput], needs: Needs | None = None, *, batch_tokens: int = passes.BATCH_TOKENS
     ) -> list[TextData]:
-        """What `stream` gives, in the order of the texts."""
+        """The data that `stream` yields, in the order of the texts; the arguments are those of `stream`."""
         by_index = dict(self.stream(inputs, needs, batch_tokens=batch_tokens))
         return [by_index[i] for i in range(len(inputs))]
 
@@ -104,7 +111,7 @@ class Engine:
         finite.
         """
         needs = needs or Needs()
-        weights = self._projections() if needs.carried else None
+        weights = self._projections() if needs.norm_weighted else None
         request = cell_request(prefix, cells, needs, states, weights)
         return stream_cells(self.model, cells, request, packed=self.check.packed, batch_tokens=batch_tokens)
 
@@ -114,10 +121,14 @@ class Engine:
         return self._grams
 
     def alone(self, tokens: Sequence[int], prefix: Sequence[int]) -> Mapping[int, NDArray[np.float32]]:
-        """Token id -> (L + 1, D) residual stream of the token behind the special tokens `prefix`, read by itself."""
+        """Token id -> (L + 1, D) residual stream of the token in a text of its own.
+
+        tokens: token ids
+        prefix: ids of the special tokens in front of each token
+        """
         inputs = [TextInput((*prefix, token)) for token in tokens]
         return {
-            tokens[i]: data.residual[:, -1].copy()  # a copy, so that the batch is not kept for it
+            tokens[i]: data.residual[:, -1].copy()  # a view would keep the arrays of the whole batch in memory
             for i, data in self.stream(inputs, Needs(alone=True))
             if data.residual is not None
         }
@@ -130,9 +141,9 @@ class Engine:
         *,
         batch_tokens: int = generate.BATCH_TOKENS,
         progress: Callable[[int], None] | None = None,
-        under: generate.Under | None = None,
+        batch_context: generate.BatchContext | None = None,
     ) -> list[Completion]:
-        """Continue every prompt, as `generate` would continue each alone. See `generate.complete`."""
+        """Continue every prompt; the arguments and errors are those of `generate.complete`."""
         return generate.complete(
             self.model,
             ids,
@@ -140,7 +151,7 @@ class Engine:
             samplings,
             batch_tokens=batch_tokens,
             progress=progress,
-            under=under or generate.no_context,
+            batch_context=batch_context or generate.no_context,
         )
 
     def edited(
@@ -154,29 +165,36 @@ class Engine:
         cache: LayerCache | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> list[list[Logs]]:
-        """log P of every continuation's tokens while each set of heads is ablated: [set][text][continuation].
+        """log P of every continuation's tokens while each set of heads is ablated: [set][text][continuation], in nats.
 
-        See `conditions.run`. Raises MeasureError where packed rows do not hold for the model.
+        The arguments are those of `conditions.run`. Raises MeasureError where the model does not support packed rows.
         """
         if not self.check.packed:
             raise MeasureError(
-                f"{self.loaded.ref.suite}: heads cannot be ablated, since continuations cannot be packed for this model"
+                f"{self.loaded.ref.suite}: heads cannot be ablated, because this model does not score packed "
+                "continuations as separate ones; leave the measure ablation out"
             )
         return conditions.run(self.model, inputs, sets, mode, values, share=share, cache=cache, progress=progress)
 
     def value_biases(self) -> dict[int, Tensor]:
-        """Layer -> (H, d): a head's output when the layer's input is zero."""
+        """Layer -> (H, d): the value bias of every head; see `edits.value_biases`."""
         return edits.value_biases(self.model)
 
     def neutral_means(self, texts: Sequence[tuple[int, ...]]) -> tuple[dict[int, Tensor], int]:
-        """Layer -> (bins, H, d) mean head outputs over texts by position bin, and the last position they cover."""
+        """Layer -> (bins, H, d) mean head outputs over texts, and their last position.
+
+        See `conditions.neutral_means`.
+        """
         return conditions.neutral_means(self.model, texts)
 
     @contextmanager
     def decoding(self, heads: Sequence[Head], mode: Mode, values: EditValues, batch: Sequence[int]) -> Iterator[None]:
-        """Within this block the batch's prompts, all of one length, are continued while the heads are ablated.
+        """Within this block the heads are ablated while one batch of prompts of equal length is decoded.
 
-        values: for every prompt that can be in a batch; donors must be as long as a prompt with its completion
+        heads: the heads to ablate
+        mode: how they are ablated
+        values: for all prompts; donors must be as long as a prompt with its completion
+        batch: indices of the batch's prompts in `values`
         """
         edit, rewire = conditions.decoding(self.model, heads, mode, values, batch)
         with during(edit=edit, rewire=rewire):

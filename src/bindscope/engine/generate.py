@@ -1,11 +1,12 @@
-"""What the model writes after a prompt: batched decoding that gives the tokens of one-at-a-time decoding.
+"""Batched decoding whose completions equal those of decoding one prompt at a time.
 
-transformers' own `generate` decodes. Prompts are padded on the left where a probe shows that padding does
-not change the model's logits; otherwise, and where heads are edited at positions, only prompts of equal length go
-together, so that a batch computes what one prompt alone would. In a batch a logit differs in its last digits from the
-same logit alone; where the best two are closer than such a difference, the prompt is decoded again by itself.
-Sampling is greedy decoding of logits / temperature + Gumbel noise, which draws from softmax(logits / temperature)
-exactly (Gumbel-max); the noise depends on the prompt, the seed and the place of the token, and not on the batch.
+The `generate` method of transformers decodes. Prompts of different lengths share a batch, padded on the left, where a
+probe shows that padding does not change the model's logits. Otherwise, and where heads are edited by position, only
+prompts of equal length share a batch. In a batch a logit differs in its last digits from the logit of the same prompt
+alone; where the two highest logits are closer than that, the prompt is decoded a second time in a batch of its own.
+Sampling is greedy decoding of logits / temperature + Gumbel noise, which draws exactly from
+softmax(logits / temperature) (the Gumbel-max trick). The noise depends on the prompt, the seed and the position of the
+new token, not on the batch.
 """
 
 from __future__ import annotations
@@ -25,28 +26,29 @@ from bindscope.engine.prepare import TokenizedPrompt
 from bindscope.errors import MeasureError, PromptError
 from bindscope.records import Sampling
 
-#: New tokens where a prompt does not say (the reference study's prompts: 20).
+#: New tokens for prompts that set no limit, as in the reference study.
 MAX_TOKENS = 20
 #: Prompt and new tokens in one batch.
 BATCH_TOKENS = 4096
-#: Logits closer than this can change places between a batch and a single row. In float32 they were seen to differ by up
-#: to 12 times the spacing of numbers near the largest logit: ten times that. In shorter formats: 8 times their spacing
-#: near 1, times the standard deviation of the logits.
+#: Two logits that are closer than a near tie can change order between a batch and a single row. In float32, logits of a
+#: batch and of a single row were measured to differ by up to 12 times the spacing of floating-point numbers near the
+#: largest logit; the limit is ten times that. In shorter formats the limit is 8 times their spacing near 1, times the
+#: standard deviation of the logits.
 _NEAR, _NEAR_SHORT = 128.0, 8.0
 
 
 def distinct(samplings: Sequence[Sampling]) -> list[Sampling]:
-    """Those that can differ: at temperature 0 the seed has no part."""
+    """The samplings that can give different completions: at temperature 0 the seed has no effect."""
     return list(dict.fromkeys(s if s.temperature else Sampling() for s in samplings))
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote after a prompt.
+    """The new tokens of a prompt.
 
-    ids: new tokens, without the end-of-text token
+    ids: token ids, without the end-of-text token
     ended: whether the model ended the text itself
-    alone: whether the prompt was decoded again by itself, because two logits were nearly equal
+    alone: whether the prompt was decoded a second time in a batch of its own, because two logits were nearly equal
     """
 
     ids: tuple[int, ...]
@@ -54,11 +56,12 @@ class Completion:
     alone: bool
 
 
-#: What surrounds the decoding of one batch, given the indices of its prompts: heads can be edited in it.
-Under = Callable[[Sequence[int]], AbstractContextManager[object]]
+#: Makes the context in which one batch is decoded, from the indices of its prompts; the context can edit heads.
+BatchContext = Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
 def no_context(_: Sequence[int]) -> AbstractContextManager[object]:
+    """The batch context that edits nothing."""
     return nullcontext()
 
 
@@ -70,20 +73,26 @@ def complete(
     *,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
-    under: Under = no_context,
+    batch_context: BatchContext = no_context,
 ) -> list[Completion]:
-    """Continue every prompt. ids[i]: its tokens; limits[i]: new tokens at most; samplings[i]: how they are chosen;
-    under: a context for the decoding of each batch, given the indices of its prompts.
+    """Continue every prompt, with the results of `generate` on one prompt at a time.
 
-    The results are those of `generate` on one prompt at a time. Raises MeasureError for logits that are not finite.
+    model: the model
+    ids: token ids of each prompt
+    limits: for each prompt, new tokens at most
+    samplings: for each prompt, how tokens are chosen
+    batch_tokens: prompt and new tokens of one batch at most
+    progress: called with the number of prompts of each finished batch
+    batch_context: makes the context in which a batch is decoded, from the indices of its prompts
+    Raises MeasureError for logits that are not finite.
     """
     out: dict[int, Completion] = {}
     batches = ShrinkingBatches()
     with _plain(model) as ends:
-        padded = under is no_context and len(set(map(len, ids))) > 1 and _padding_holds(model)
+        padded = batch_context is no_context and len(set(map(len, ids))) > 1 and _padding_holds(model)
 
         def decode(part: Sequence[int]) -> list[tuple[list[int], bool]]:
-            with under(part):
+            with batch_context(part):
                 return _decode(model, part, ids, limits, samplings, ends)
 
         for batch in _batches(ids, limits, batch_tokens, padded):
@@ -100,7 +109,7 @@ def complete(
 
 @contextmanager
 def _plain(model: PreTrainedModel) -> Iterator[set[int]]:
-    """Greedy decoding without the penalties that a checkpoint's own settings may ask for; gives the end tokens."""
+    """Within this block decoding is greedy and ignores the checkpoint's own settings; yields the end-of-text ids."""
     before = model.generation_config
     end = before.eos_token_id if before.eos_token_id is not None else model.config.eos_token_id
     ends = {int(e) for e in (end if isinstance(end, list) else [] if end is None else [end])}
@@ -112,7 +121,10 @@ def _plain(model: PreTrainedModel) -> Iterator[set[int]]:
 
 
 def _batches(ids: Sequence[Sequence[int]], limits: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
-    """Prompts that may grow alike, longest first, or of one length only. The first of a batch has the highest limit."""
+    """Indices of the prompts of each batch. The first prompt of a batch has the highest limit of new tokens.
+
+    padded: whether prompts of different lengths may share a batch; they are then ordered by their limits
+    """
 
     def order(i: int) -> tuple[int, int]:
         return (-limits[i], -len(ids[i])) if padded else (-len(ids[i]), -limits[i])
@@ -134,19 +146,22 @@ def _padded(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> dict[str, T
     """input_ids and attention_mask (B, T), padded on the left."""
     T = max(map(len, ids))
     rows = torch.tensor([[0] * (T - len(row)) + list(row) for row in ids], device=model.device)
-    seen = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    return {"input_ids": rows, "attention_mask": seen}
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    return {"input_ids": rows, "attention_mask": mask}
 
 
 @torch.no_grad()
 def _padding_holds(model: PreTrainedModel) -> bool:
-    """Whether a short prompt behind padding, and its continuation, have the logits that they have alone: to half of
-    what counts as a near tie."""
+    """Whether padding on the left changes the logits of a prompt and its next tokens by at most half of a near tie.
+
+    Without padding, prompts of different lengths cannot share a batch. Decoding 60 prompts of 15 to 60 tokens by length
+    takes three times as many CPU seconds (Pythia-160M shape, 20 new tokens, one thread).
+    """
     V = int(model.config.vocab_size)
     long, short = ([(7 * i * i + start) % V for i in range(1, n)] for start, n in ((3, 17), (5, 7)))
 
     def logits(ids: Sequence[Sequence[int]]) -> Tensor:
-        found = model.generate(
+        generated = model.generate(
             **_padded(model, ids),
             do_sample=False,
             num_beams=1,
@@ -155,7 +170,7 @@ def _padding_holds(model: PreTrainedModel) -> bool:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        return torch.stack([step[-1].float() for step in found.logits])  # (3, V) of the last prompt
+        return torch.stack([step[-1].float() for step in generated.logits])  # (3, V) of the last prompt
 
     alone, behind = logits([short]), logits([long, short])
     return bool(((alone - behind).abs().amax(-1) <= _near(alone, model.dtype) / 2).all())
@@ -165,7 +180,7 @@ def _near(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """How close two logits of a row (..., V) must be to count as a near tie: (...)."""
     low, high = logits.aminmax(dim=-1)
     largest = _NEAR * torch.finfo(torch.float32).eps * high.maximum(-low)
-    if dtype == torch.float32:  # the other is then always smaller
+    if dtype == torch.float32:  # the limit for shorter formats is always the smaller one here
         return largest
     return (_NEAR_SHORT * torch.finfo(dtype).eps * logits.std(-1)).maximum(largest)
 
@@ -179,7 +194,7 @@ def _decode(
     samplings: Sequence[Sampling],
     ends: set[int],
 ) -> list[tuple[list[int], bool]]:
-    """New tokens of each prompt of the batch, and whether a choice among them was a near tie."""
+    """For each prompt of the batch its new token ids, and whether a near tie occurred while they were chosen."""
     inputs = _padded(model, [ids[i] for i in batch])
     start, each = inputs["input_ids"].shape[1], [samplings[i] for i in batch]
     watch = _Watch([_noise_seed(ids[i], samplings[i]) for i in batch], each, ends, start, model.dtype)
@@ -195,13 +210,16 @@ def _decode(
 
 
 def _noise_seed(ids: Sequence[int], sampling: Sampling) -> int:
-    """A seed of 63 bits for the noise of one prompt under one sampling."""
+    """A seed of 63 bits for the noise of one prompt and one way of sampling."""
     text = f"{sampling.seed}/{sampling.temperature}/{','.join(map(str, ids))}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class _Watch(LogitsProcessor):  # type: ignore[misc]
-    """Adds each row's noise, and notes rows in which the best two came close before the text ended."""
+    """Adds each row's noise and records the rows in which a near tie occurred before the text ended.
+
+    near: (B,) whether a near tie occurred
+    """
 
     def __init__(
         self, seeds: Sequence[int], samplings: Sequence[Sampling], ends: set[int], start: int, dtype: torch.dtype
@@ -214,9 +232,9 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
         """input_ids (B, T), scores (B, V) -> scores (B, V) in float32."""
         scores = scores.float()
         close = _near(scores, self.dtype).cpu()
-        if not bool(close.isfinite().all()):  # as soon as one logit is not
+        if not bool(close.isfinite().all()):  # one logit that is not finite suffices
             raise MeasureError(
-                "the model gives logits that are not finite while it writes; use float32 or bfloat16 (float16 "
+                "the model gives logits that are not finite during decoding; use float32 or bfloat16 (float16 "
                 "overflows on some models)"
             )
         for b, sampling in enumerate(self.samplings):
@@ -232,7 +250,12 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
 
 
 def token_limits(loaded: Loaded, items: Sequence[TokenizedPrompt]) -> list[int]:
-    """New tokens allowed for each prompt. Raises PromptError where prompt and answer exceed the model's context."""
+    """New tokens allowed for each prompt.
+
+    loaded: the model, whose context length is the limit
+    items: the prompts
+    Raises PromptError where a prompt with its new tokens exceeds the model's context.
+    """
     limits = []
     for item in items:
         limit = item.prompt.max_tokens or MAX_TOKENS

@@ -1,4 +1,4 @@
-"""Bins of token positions, for everything that is compared at about the same place in a text."""
+"""Bins of token positions, used to compare spans at similar positions in a text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 
 def position_bins(starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bins of positions: 1, 2-3, 4-7, 8-15, ... as 0, 1, 2, 3, ...; -1 for position 0.
+    """The bin of each position: 1, 2-3, 4-7, 8-15, ... give 0, 1, 2, 3, ...; position 0 gives -1.
 
-    Attention thins out with the number of visible keys, so positions are compared within such bins.
+    Attention weights fall with the number of visible keys, so values are compared within bins of positions.
+
+    starts: token positions, of any shape
     """
     return np.where(starts > 0, np.log2(np.maximum(starts, 1)), -1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Prompts -> token ids: what the model is given, where the term stands, and which prompts cannot be measured."""
+"""Tokenizes prompts, locates the term in each, and reports prompts that cannot be measured."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 #: Tokens of neutral text in one row of the previous-token measurement.
 _NEUTRAL_TOKENS = 128
-#: Choices behind one premise.
-_SIDE = 8
+#: Choices that follow the premise in one packed row.
+_CHOICES_PER_ROW = 8
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
     """A prompt as token ids.
 
-    encoded: ids and character offsets of its text
-    span: where the term stands; None where it has no span of two tokens or more
-    reason: why there is no span ("absent", "one token")
+    prompt: the prompt
+    encoded: token ids and character offsets of its text
+    span: positions of the term's tokens; None where the term has no span of two tokens or more
+    reason: why there is no span ("absent", "one token"), else None
     choices: token ids of each choice, as they continue the text
     """
 
@@ -40,8 +41,11 @@ class TokenizedPrompt:
     choices: tuple[tuple[int, ...], ...]
 
     def text_input(self, width: int, choices: bool = True) -> TextInput:
-        """What the forward pass gets. width: positions back that attention is read where spans are measured on this
-        prompt; choices: whether their log-probabilities are wanted."""
+        """The prompt as a text for the forward pass.
+
+        width: how many positions back attention is read where spans are measured on this prompt
+        choices: whether the log-probabilities of the choices are computed
+        """
         continuations = self.choices if choices else ()
         if not self.prompt.binds:
             return TextInput(self.encoded.ids, continuations)
@@ -49,7 +53,11 @@ class TokenizedPrompt:
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> TokenizedPrompt:
-    """A prompt as any model with this tokenizer gets it. Raises PromptError for one that merges with a choice."""
+    """Tokenize a prompt for any model with this tokenizer.
+
+    bos: whether a beginning-of-text token is put in front
+    Raises PromptError where the tokens of the prompt and of a choice merge.
+    """
     encoded = encode(tokenizer, prompt.text, bos)
     choices = tuple(continuation(tokenizer, encoded, choice) for choice in prompt.choices)
     try:
@@ -65,15 +73,18 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, bos: Bos) -> T
 
 
 def prepare(loaded: Loaded, prompt: Prompt) -> TokenizedPrompt:
-    """Raises ModelError for a tokenizer that does not fit the weights, PromptError for a prompt that is too long or
-    that merges with a choice."""
+    """Tokenize a prompt for a loaded model.
+
+    Raises ModelError where the tokenizer gives ids that the model does not embed, PromptError where the prompt is too
+    long or where its tokens merge with those of a choice.
+    """
     item = tokenized(loaded.tokenizer, prompt, loaded.bos)
     encoded, choices = item.encoded, item.choices
     rows = loaded.model.get_input_embeddings().num_embeddings
     if (top := max([*encoded.ids, *(i for c in choices for i in c)], default=0)) >= rows:
         raise ModelError(
             f"the tokenizer gives id {top} for prompt {prompt.id!r}, but {loaded.ref.suite} embeds {rows} tokens only; "
-            "tokenizer and weights do not belong together"
+            "use the tokenizer that belongs to the weights"
         )
     longest = len(encoded.ids) + max((len(c) for c in choices), default=0)
     if loaded.context is not None and longest > loaded.context:
@@ -87,14 +98,22 @@ def prepare(loaded: Loaded, prompt: Prompt) -> TokenizedPrompt:
 def premise_inputs(
     tokenizer: PreTrainedTokenizerBase, premise: str, bos: Bos, items: Iterable[TokenizedPrompt]
 ) -> tuple[list[str], list[TextInput]]:
-    """Every choice of the prompts, and texts in which several choices at a time follow the neutral premise."""
+    """The distinct choices of the prompts, and texts in which several choices follow the neutral premise.
+
+    premise: the neutral premise
+    bos: whether a beginning-of-text token is put in front
+    items: the prompts
+    Raises PromptError where the tokens of the premise and of a choice merge.
+    """
     encoded, choices = encode(tokenizer, premise, bos), sorted({c for item in items for c in item.prompt.choices})
     ids = [continuation(tokenizer, encoded, choice) for choice in choices]
-    return choices, [TextInput(encoded.ids, tuple(ids[i : i + _SIDE])) for i in range(0, len(ids), _SIDE)]
+    return choices, [
+        TextInput(encoded.ids, tuple(ids[i : i + _CHOICES_PER_ROW])) for i in range(0, len(ids), _CHOICES_PER_ROW)
+    ]
 
 
 def neutral_inputs(loaded: Loaded) -> tuple[list[TextInput], int]:
-    """The neutral text in parts, each with the special tokens of a prompt in front, and how many those are."""
+    """The neutral text in parts, each after the special tokens of a prompt, and the number of those special tokens."""
     encoded = encode(loaded.tokenizer, neutral_text(), loaded.bos)
     front, body = encoded.ids[: encoded.prefix], encoded.ids[encoded.prefix :]
     size = min(_NEUTRAL_TOKENS, loaded.context or _NEUTRAL_TOKENS) - len(front)
@@ -104,5 +123,5 @@ def neutral_inputs(loaded: Loaded) -> tuple[list[TextInput], int]:
 
 @cache
 def neutral_text() -> str:
-    """Plain prose without any of the library's subjects, for previous-token scores."""
+    """The neutral text: prose that contains none of the library's terms."""
     return resources.files("bindscope").joinpath("data/neutral.txt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cheap checks, at every load, that what is read and edited is what the model uses."""
+"""A check at every load that the hook reads and edits the attention that the model uses."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from bindscope.engine.data import Needs
 from bindscope.engine.passes import LogProbs, stream
 from bindscope.errors import UnsupportedArchitecture
 
-#: Largest deviation from eager attention that is accepted, by dtype: of probabilities, and of logits relative to
-#: their spread. bfloat16 keeps 8 bits of a number, float16 11; bindscope computes rows in float32 whatever the dtype.
+#: Largest accepted deviation from eager attention, by dtype: of attention weights, and of logits divided by their
+#: standard deviation. The formats differ in precision (bfloat16 8 bits, float16 11); rows are always float32.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-#: Tokens back that the band of the probe reads.
+#: How many positions back the check reads the band.
 _WIDTH = 3
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What was found: largest deviation of rows and logits from eager attention, how far the logits move when a
-    head is silenced, and whether packed rows equal separate ones (else continuations share cached keys and values)."""
+    """The result of a self-check.
+
+    rows: largest deviation of an attention weight from eager attention
+    logits: largest deviation of the logits from those of eager attention, in their standard deviations
+    edit: largest change of a logit when the output of one head is set to zero, in standard deviations
+    packed: whether packed continuations score as separate ones; where they do not, they share cached keys and values
+    """
 
     rows: float
     logits: float
@@ -37,9 +42,16 @@ class SelfCheck:
 
 
 def self_check(model: PreTrainedModel, length: int = 64) -> SelfCheck:
-    """Run the checks on a probe of `length` tokens. Raises UnsupportedArchitecture, with the reason, if one fails."""
+    """Check a model on a made-up text.
+
+    model: the model
+    length: tokens of the text
+    Raises UnsupportedArchitecture, with the reason, where a check fails.
+    """
     if getattr(model.config, "index_topk", None):
-        raise unsupported(model, "its attention keeps the index_topk highest keys only, which the hook does not see")
+        raise unsupported(
+            model, "its attention uses only the index_topk highest keys of each query, which the hook does not see"
+        )
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     limit = TOLERANCE[model.dtype]
     V = int(model.config.vocab_size)
@@ -48,59 +60,66 @@ def self_check(model: PreTrainedModel, length: int = 64) -> SelfCheck:
     with torch.no_grad():
         eager_rows, eager = _eager(model, ids)
         with hooked(model):
-            looks = [_looked(model, ids, short) for short in (0, length)]
-            with during(edit=_silence(layers // 2)):
+            read = [_read(model, ids, explicit) for explicit in (0, length)]
+            with during(edit=_zero_first_head(layers // 2)):
                 edited = model(ids, use_cache=False).logits
             packed = _packing_holds(model, tuple(ids[0].tolist()), limit)
     spread = float(eager.float().std()) or 1.0
-    # numpy's maximum keeps what is not a number, Python's loses it.
-    off_rows = np.max([_deviation(x.rows[i], x.bands[i], eager_rows[i].float()) for x in looks for i in x.rows])
-    sums = np.max([float(rows.sum(-1).max()) for x in looks for rows in x.rows.values()])
-    # The worst position, by its root mean square over the vocabulary: single logits are noise in half precision.
-    off_logits = np.max([float((x.logits - eager).float().square().mean(-1).sqrt().max()) for x in looks]) / spread
-    moved = float((edited - looks[0].logits).float().abs().max()) / spread
+    # np.max returns NaN where one of the values is NaN; Python's max may not.
+    off_rows = np.max([_deviation(x.rows[i], x.bands[i], eager_rows[i].float()) for x in read for i in x.rows])
+    sums = np.max([float(rows.sum(-1).max()) for x in read for rows in x.rows.values()])
+    # The root mean square over the vocabulary at the worst position, since single logits are noisy in half precision.
+    off_logits = np.max([float((x.logits - eager).float().square().mean(-1).sqrt().max()) for x in read]) / spread
+    moved = float((edited - read[0].logits).float().abs().max()) / spread
     if not (np.isfinite(off_rows) and off_rows <= limit):
-        raise unsupported(model, f"rows read differ from its eager attention by {off_rows:.1e} (limit {limit:.0e})")
+        raise unsupported(
+            model, f"attention rows under the hook differ from eager ones by {off_rows:.1e} (limit {limit:.0e})"
+        )
     if not (np.isfinite(off_logits) and off_logits <= limit):
         raise unsupported(
             model,
-            f"logits under the hook differ from eager ones by {off_logits:.1e} of their spread (limit {limit:.0e})",
+            f"logits under the hook differ from eager ones by {off_logits:.1e} standard deviations (limit {limit:.0e})",
         )
     if sums > 1 + limit:
         raise unsupported(model, f"attention rows sum to {sums:.4f}, more than 1")
     if moved == 0:
-        raise unsupported(model, "silencing a head leaves the logits unchanged, so the hook does not reach them")
+        raise unsupported(model, "setting a head's output to zero leaves the logits unchanged, so edits have no effect")
     return SelfCheck(float(off_rows), float(off_logits), moved, packed)
 
 
 @dataclass
-class _Looked:
-    """Whole rows and bands by layer, and logits, of one pass."""
+class _Hooked:
+    """What one pass under the hook gives.
+
+    rows: layer -> (1, H, T, T) attention rows
+    bands: layer -> (1, H, T, 1 + _WIDTH), see `Attention.band`
+    logits: (1, T, V)
+    """
 
     rows: dict[int, Tensor]
     bands: dict[int, Tensor]
     logits: Tensor
 
 
-def _looked(model: PreTrainedModel, ids: Tensor, short: int) -> _Looked:
-    """What a pass under `hooked` shows, with the kernel (short 0) or with the plain softmax."""
+def _read(model: PreTrainedModel, ids: Tensor, explicit_tokens: int) -> _Hooked:
+    """One pass under the hook: with the kernel (explicit_tokens 0) or with the explicit softmax."""
     rows: dict[int, Tensor] = {}
     bands: dict[int, Tensor] = {}
 
-    def look(layer: int, attention: Attention) -> None:
+    def observe(layer: int, attention: Attention) -> None:
         rows[layer] = attention.probabilities(torch.arange(ids.shape[1], device=attention.query.device)[None])
         bands[layer] = attention.band(_WIDTH)
 
-    with during(look, short=short):
+    with during(observe, explicit_tokens=explicit_tokens):
         logits = model(ids, use_cache=False).logits
     layers = int(model.config.num_hidden_layers)
     if missing := sorted(set(range(layers)) - set(rows)):
         raise unsupported(model, f"layers {missing} of {layers} have no attention rows (linear or recurrent layers)")
-    return _Looked(rows, bands, logits)
+    return _Hooked(rows, bands, logits)
 
 
 def _deviation(rows: Tensor, band: Tensor, eager: Tensor) -> float:
-    """Of whole rows, and of the band that is computed on another way, from eager attention."""
+    """Largest deviation from eager attention, of the whole rows and of the band, which is computed in another way."""
     near = [band[..., 0] - eager[..., 0]]
     near += [band[..., d:, d] - eager.diagonal(-d, 2, 3) for d in range(1, band.shape[-1])]
     return float(np.max([float(part.abs().max()) for part in (rows - eager, *near)]))
@@ -114,11 +133,11 @@ def _eager(model: PreTrainedModel, ids: Tensor) -> tuple[tuple[Tensor, ...], Ten
     finally:
         set_implementation(model, before)
     if not getattr(out, "attentions", None) or any(a is None for a in out.attentions):
-        raise unsupported(model, "it gives no attention rows in eager mode to check against")
+        raise unsupported(model, "it returns no attention rows in eager mode, so the hook cannot be checked")
     return out.attentions, out.logits
 
 
-def _silence(layer: int) -> Edit:
+def _zero_first_head(layer: int) -> Edit:
     def edit(at: int, z: Tensor) -> Tensor:
         return z if at != layer else torch.cat([torch.zeros_like(z[:, :, :1]), z[:, :, 1:]], 2)
 
@@ -126,10 +145,12 @@ def _silence(layer: int) -> Edit:
 
 
 def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -> bool:
-    """Whether continuations packed behind a prompt score as in one forward pass each; else the cache must do so.
+    """Whether continuations packed after a prompt score as in one forward pass each.
 
-    Packed, a continuation must not feel its neighbors: in the dtype's own arithmetic it is the same computation,
-    whatever stands beside it. Nor may it be further from its own forward pass than the shared cache is.
+    Two conditions must hold. The score of a packed continuation must not depend on the other continuations of its row.
+    It must be as close to the score of a separate forward pass as the score with a shared key-value cache is.
+
+    Raises UnsupportedArchitecture where neither packing nor the shared cache gives the scores of separate passes.
     """
     n = len(ids) // 2
     prompt, tails = ids[:n], (ids[n : n + 5], ids[n + 5 : n + 9], ids[3:9])
@@ -147,19 +168,23 @@ def _packing_holds(model: PreTrainedModel, ids: tuple[int, ...], limit: float) -
         shared = _off(_scores(model, prompt, tails, packed=False), expected)
     except UnsupportedArchitecture:
         raise
-    except Exception as error:  # a cache that cannot be repeated fails in ways of its own
+    except Exception as error:  # architectures raise different errors for a cache that cannot be repeated
         raise unsupported(
             model, f"its key-value cache cannot be shared: {' '.join(str(error).split())[:200]}"
         ) from error
     if shared > 10 * limit:
-        raise unsupported(model, "continuations that share a prompt do not score as they do one by one")
+        raise unsupported(
+            model,
+            f"log-probabilities of continuations that share a prompt differ by {shared:.1e} from those of separate "
+            f"passes (limit {10 * limit:.0e})",
+        )
     return neighbors <= 1e-4 and alone <= 4 * shared
 
 
 def _scores(
     model: PreTrainedModel, prompt: tuple[int, ...], tails: Sequence[tuple[int, ...]], *, packed: bool
 ) -> tuple[LogProbs, ...]:
-    """log P of the tokens of each tail after the prompt."""
+    """For each continuation in `tails` the log P of its tokens after the prompt."""
     ((_, data),) = stream(model, [TextInput(prompt, tuple(tails))], packed=packed, needs=Needs())
     return data.logprobs
 

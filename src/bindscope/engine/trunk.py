@@ -1,4 +1,4 @@
-"""The decoder layers of a model: read the output of one, start a forward pass above the layers that no edit changes."""
+"""The decoder layers of a model: keep the outputs of some, and start a forward pass above a given layer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The list of decoder layers: the one with an entry for every layer, each with an attention module that knows its
-    place. Raises UnsupportedArchitecture where there is none."""
+    """The decoder layers: the module list with one entry for each layer, whose attention modules have a layer_idx.
+
+    Raises UnsupportedArchitecture where there is none.
+    """
     n = int(model.config.num_hidden_layers)
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n and all(map(_place, module, range(n))):
             return module
-    raise unsupported(model, "its decoder layers are not a list in which each knows its place")
+    raise unsupported(model, "it has no list of decoder layers in which each attention module has a layer_idx")
 
 
 def _place(layer: torch.nn.Module, i: int) -> bool:
@@ -30,18 +32,23 @@ def _place(layer: torch.nn.Module, i: int) -> bool:
 
 
 class _Reached(Exception):
-    """The highest wanted layer is done; what lies above it need not be computed."""
+    """Ends a forward pass after the highest wanted layer, since the layers above it are not needed."""
 
 
 @contextmanager
 def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
-    """One forward pass inside this block leaves the outputs of the wanted layers in the returned dictionary, and ends
-    the block behind the highest of them."""
-    found: dict[int, Any] = {}
+    """Yield a dictionary layer -> output, which one forward pass inside this block fills.
+
+    The pass, and with it the block, ends after the highest wanted layer.
+
+    model: the model
+    wanted: layers, at least one
+    """
+    outputs: dict[int, Any] = {}
 
     def keep(i: int) -> Any:
         def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
-            found[i] = out
+            outputs[i] = out
             if i == max(wanted):
                 raise _Reached
 
@@ -50,7 +57,7 @@ def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
     stack = layers(model)
     handles = [stack[i].register_forward_hook(keep(i)) for i in wanted]
     try:
-        yield found
+        yield outputs
     except _Reached:
         return
     finally:
@@ -60,8 +67,12 @@ def kept(model: PreTrainedModel, wanted: set[int]) -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def starting_above(model: PreTrainedModel, layer: int, output: Any) -> Iterator[None]:
-    """Forward passes inside this block take `output` for what leaves `layer` and compute only the layers above it;
-    with layer -1 nothing is skipped."""
+    """Within this block forward passes compute only the layers above `layer`.
+
+    model: the model
+    layer: the highest layer that is skipped; -1 to skip none
+    output: the output of that layer
+    """
     below = list(layers(model))[: layer + 1]
     before = [vars(module).get("forward") for module in below]
     for module in below:
@@ -70,13 +81,16 @@ def starting_above(model: PreTrainedModel, layer: int, output: Any) -> Iterator[
         yield
     finally:
         for module, own in zip(below, before, strict=True):
-            del module.forward  # the class's own again
-            if own is not None:  # of a model that is spread over devices
+            del module.forward  # uncovers the method of the class
+            if own is not None:  # accelerate sets one on modules of a model that is spread over devices
                 module.forward = own
 
 
 def repeated(output: Any, n: int) -> Any:
-    """A layer's output for n copies of its batch, copy after copy."""
+    """A layer's output for n copies of its batch, copy after copy.
+
+    output: a tensor (B, ...), a tuple of them, or None
+    """
     if isinstance(output, Tensor):
         return output.repeat(n, *[1] * (output.dim() - 1))
     if isinstance(output, tuple):

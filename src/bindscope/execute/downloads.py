@@ -1,4 +1,4 @@
-"""Downloads while another checkpoint is measured, and removing what this run has downloaded."""
+"""Downloads checkpoints while another one is measured, and removes those that this run has downloaded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from bindscope.store import Store
 def fetch_checkpoint(files: CheckpointFiles, store: Store, stop: threading.Event | None = None) -> None:
     """Download a checkpoint.
 
-    stop: gives the download up when it is set.
+    Where no file of it was on this machine, a note in the results folder records that this run downloaded it.
 
-    Where nothing of it was on this machine before, a file in the results folder notes that this run downloaded it.
+    files: the files of the checkpoint and of its tokenizer
+    store: the results folder
+    stop: setting this event cancels the download
     Raises ModelError as `checkpoints.files.fetch` does.
     """
     if (store.root / _note(files.weights)).is_file():
-        check_cached(files.weights)  # the run that downloaded it may have been killed before it checked
+        check_cached(files.weights)  # the run that downloaded the files may have ended before it checked them
     elif not disk.is_cached(files.weights):
         store.write_text(_note(files.weights), f"{files.weights.repo} {files.weights.commit}\n")
     for repo in (files.weights, files.tokenizer):
@@ -30,10 +32,12 @@ def fetch_checkpoint(files: CheckpointFiles, store: Store, stop: threading.Event
 
 
 def remove_checkpoint(files: CheckpointFiles, store: Store) -> None:
-    """Remove a checkpoint from the hub's cache if this run, or an earlier one in its folder, has downloaded it.
+    """Remove a checkpoint from the hub's cache if this run, or an earlier run in the same folder, downloaded it.
 
-    One that cannot be removed stays, and so does the note about it in the results folder: its results are right
-    whether or not it was removed.
+    Where the files cannot be removed, they and their note stay. This is not an error, since no result depends on it.
+
+    files: the files of the checkpoint
+    store: the results folder
     """
     note = store.root / _note(files.weights)
     if note.is_file():
@@ -47,9 +51,9 @@ def _note(repo: RepoFiles) -> str:
 
 
 class Downloads:
-    """A thread that downloads and removes checkpoints one at a time, so that a removal never meets a download.
+    """A thread that downloads and removes checkpoints one at a time, so that a removal never runs during a download.
 
-    Leaving the block by an exception gives up the download that is under way.
+    Use it as a context manager. An exception inside the block cancels the download in progress.
     """
 
     def __init__(self, store: Store) -> None:
@@ -65,7 +69,7 @@ class Downloads:
         self._pool.shutdown(wait=kind is None, cancel_futures=kind is not None)
 
     def fetch(self, files: CheckpointFiles) -> Future[None]:
-        """Start `fetch_checkpoint`; the future raises what it raises."""
+        """Start `fetch_checkpoint`; the future raises its errors."""
         return self._pool.submit(fetch_checkpoint, files, self._store, self._stop)
 
     def remove(self, files: CheckpointFiles) -> Future[None]:

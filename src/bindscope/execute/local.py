@@ -15,10 +15,16 @@ from bindscope.store import Store
 
 
 def run(request: Request, store: Store, watcher: Watcher, options: Options | None = None) -> Outcome:
-    """Measure every checkpoint of the experiment that the store does not hold yet.
+    """Measure every checkpoint of the experiment whose results the store does not hold.
 
-    A unit that fails is recorded with its reason and its traceback, and the others go on; StoreError stops the run,
-    since nothing could be kept. Interrupting loses at most the pass in work. Raises RequestError as `Sweep` does.
+    A checkpoint that fails is recorded with its reason and its traceback, and the run continues. An interrupted run
+    loses at most the pass in progress.
+
+    request: the experiment
+    store: the results folder
+    watcher: shows the progress
+    options: see `Options`
+    Raises StoreError where results cannot be written, RequestError as `Sweep` does.
     """
     options = options or Options()
     sweep = Sweep(

@@ -1,7 +1,7 @@
-"""One checkpoint in, tables out: what every way of running an experiment calls.
+"""Measures one checkpoint: from a loaded model and prompts to tables. Local and Ray runs both call it.
 
-Everything that measures share is read in one forward pass: spans and choices of a prompt come from the same row. Then
-each completion measure decodes, and each procedure runs passes of its own.
+Span, choice and head measures share one forward pass over the prompts: attention and choices of a prompt are read from
+the same row. Then each completion measure decodes, and each procedure runs its own passes.
 """
 
 from __future__ import annotations
@@ -37,20 +37,24 @@ from bindscope.measures.spans import SpanTables, failure
 from bindscope.measures.view import ChoiceView, NeutralView
 from bindscope.prompts.spans import special_prefix
 from bindscope.records import Prompt, Protocol
-from bindscope.schema import JOINED, KIND, PROMPT, PROMPTS, QUESTION, TERM, Measurement, Table, joined
+from bindscope.schema import JOINED, KIND, PROMPT, PROMPTS, QUESTION, TERM, Cells, Measurement, Table, joined
 
 Progress = Callable[[float], None]
 
 
 @dataclass
 class Outcome:
-    """Tables of a checkpoint, and why measures failed: name -> one line."""
+    """The results of a checkpoint.
+
+    tables: the tables of the measures
+    failures: measure -> why it failed, in one line
+    """
 
     tables: list[Measurement] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
     def frame(self, name: str) -> pd.DataFrame:
-        """The rows of one table, or of "binding" (see `Store.read`); empty where it was not measured."""
+        """The rows of a table, or of the join "binding" (see `Store.read`); empty where it was not measured."""
         if name == JOINED:
             parts = [(t.table, t.frame()) for t in self.tables]
             return joined(self.frame(PROMPTS.name), parts)
@@ -58,7 +62,7 @@ class Outcome:
 
 
 def measure(engine: Engine, prompts: Sequence[Prompt], protocol: Protocol, measures: Sequence[Measure]) -> Outcome:
-    """Every measure on one checkpoint; see `Session`."""
+    """Compute all measures of one checkpoint; the arguments and errors are those of `Session`."""
     outcome = Outcome()
     for part in Session(engine, prompts, protocol).passes(measures):
         outcome.tables += part.tables
@@ -67,7 +71,7 @@ def measure(engine: Engine, prompts: Sequence[Prompt], protocol: Protocol, measu
 
 
 class Session:
-    """One checkpoint and the prompts of an experiment; each pass can be stored before the next one begins."""
+    """One checkpoint and the prompts of an experiment; the caller can store the results of each pass at once."""
 
     def __init__(
         self,
@@ -77,11 +81,15 @@ class Session:
         progress: Progress | None = None,
         parts: Mapping[str, Parts] | None = None,
     ) -> None:
-        """progress: is told of every prompt, completion and set of heads that is done
-        parts: measure -> where its finished parts are kept
+        """Tokenize the prompts.
 
-        Raises PromptError for a prompt that cannot be measured as written (too long, merged with a choice), ModelError
-        where the tokenizer does not fit the weights.
+        engine: the model, with the hook installed
+        prompts: all prompts of the experiment
+        protocol: its settings
+        progress: called with the number of prompts, completions and sets of heads that are finished
+        parts: measure -> store of its finished parts
+        Raises PromptError for a prompt that cannot be measured (too long, or its tokens merge with those of a choice),
+        ModelError where the tokenizer does not fit the weights.
         """
         self.engine, self.loaded, self.protocol = engine, engine.loaded, protocol
         self._progress, self._parts = progress or _ignore, parts or {}
@@ -89,14 +97,16 @@ class Session:
         self._neutral: Array | None = None
 
     def passes(self, measures: Sequence[Measure]) -> Iterator[Outcome]:
-        """The shared pass first, then one for each measure that needs its own.
+        """Yield the results of the shared pass, then those of each measure that runs its own.
 
-        Raises what is wrong with model or prompts. What is wrong in a measure's function is in the outcome, and the
-        other measures go on.
+        An error in the function of a measure is recorded in the outcome, and the other measures continue.
+
+        measures: the measures to compute
+        Raises PromptError, RequestError and MeasureError where the model or the prompts are the cause.
         """
         completing = [m for m in measures if isinstance(m, CompletionMeasure)]
         for each in completing:
-            token_limits(self.loaded, self._used(each))  # texts that are too long are found before anything is computed
+            token_limits(self.loaded, self._used(each))  # texts that are too long raise an error before any pass
         if shared := [m for m in measures if not m.own_pass]:
             yield self._shared(shared)
         for each in completing:
@@ -144,29 +154,32 @@ class Session:
         return outcome
 
     def _read_together(self, spans: bool, choices: bool) -> list[TokenizedPrompt]:
-        """The prompts of the shared pass."""
+        """The prompts of the shared pass.
+
+        spans, choices: whether there are span measures, and choice measures
+        """
         prompts = [p for p in self.prompts if p.prompt.shot == "zero"]
         if not choices:
             return [p for p in prompts if spans and p.prompt.binds]
         return prompts if spans else [p for p in prompts if p.choices]
 
     def _keep(
-        self, outcome: Outcome, measure: Measure, compute: Callable[[], Mapping[str, Mapping[str, Sequence[Any]]]]
+        self, outcome: Outcome, measure: Measure, compute: Callable[[], Mapping[str, Mapping[str, Cells]]]
     ) -> None:
-        """Add a measure's tables, checked, to the outcome; or its failure."""
+        """Add the checked tables of a measure to the outcome, or the reason why it failed."""
         if measure.name in outcome.failures:
             return
         try:
             columns = compute()
             outcome.tables += [Measurement(t, _arrow(t, columns[t.name])) for t in measure.tables]
-        except Exception as error:  # whatever a measure does, the others are kept
+        except Exception as error:  # any error of one measure must not stop the others
             outcome.failures[measure.name] = failure(measure.name, error)
 
     def _completions(self, measure: CompletionMeasure) -> Outcome:
         outcome = Outcome()
         views = completions(self.engine, self._used(measure), measure.sampling, progress=self._progress)
 
-        def compute() -> Mapping[str, Mapping[str, Sequence[Any]]]:
+        def compute() -> Mapping[str, Mapping[str, Cells]]:
             rows = [_identity(view.prompt) | dict(measure.function(view)) for view in views]
             return {measure.name: _columns(measure.tables[0], rows)}
 
@@ -174,7 +187,7 @@ class Session:
         return outcome
 
     def _procedure(self, measure: Procedure) -> Outcome:
-        """Raises RequestError where the model or the prompts do not allow what is asked for."""
+        """Run a procedure. Raises RequestError where the model or the prompts do not allow it."""
         outcome = Outcome()
         context = Context(
             engine=self.engine,
@@ -205,7 +218,7 @@ class Session:
         bands = [data.band for data in self.engine.read(inputs, Needs(attention=True))]
         return NeutralView(tuple(band for band in bands if band is not None), max(1, special))
 
-    def _heads(self, measure: HeadMeasure) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    def _heads(self, measure: HeadMeasure) -> Mapping[str, Mapping[str, Cells]]:
         values: Values = {"previous_token_score": self.previous_token_scores}
         if measure is not previous_token:
             values = measure.function(self._neutral_view())
@@ -216,33 +229,48 @@ class Session:
         }
         for name, value in values.items():
             if np.shape(value) != (layers, heads):
-                raise MeasureError(f"the column {name!r} has the shape {np.shape(value)}; {(layers, heads)} is needed")
+                raise MeasureError(
+                    f"the column {name!r} has the shape {np.shape(value)}; return {(layers, heads)}, layers and heads"
+                )
         return {measure.name: place | {name: np.ravel(value).tolist() for name, value in values.items()}}
 
     def _unconditional(self, prompts: Sequence[TokenizedPrompt]) -> dict[str, float]:
-        """log P of every choice after the neutral premise."""
+        """Choice -> log P after the neutral premise, in nats."""
         texts, inputs = premise_inputs(self.loaded.tokenizer, self.protocol.premise, self.loaded.bos, prompts)
         logprobs = [each for data in self.engine.read(inputs) for each in data.logprobs]
         return {text: float(values.sum()) for text, values in zip(texts, logprobs, strict=True)}
 
     def _alone(self, prompts: Sequence[TokenizedPrompt]) -> Mapping[int, Any]:
-        """Residual streams of every token of the prompts, read by itself."""
+        """Token id -> (L + 1, D) residual stream of every token of the prompts in a text of its own."""
         tokens = sorted({i for p in prompts if p.prompt.binds for i in p.encoded.ids[p.encoded.prefix :]})
         return self.engine.alone(tokens, special_prefix(self.loaded.tokenizer, self.loaded.bos))
 
 
 class ChoiceRows:
-    """Collects the rows of choice measures; one that fails is left out from then on, and `failures` says why."""
+    """Collects the rows of choice measures.
+
+    failures: measure -> why its function failed; such a measure is not called again, and the others continue
+    """
 
     def __init__(
         self, measures: Sequence[ChoiceMeasure], unconditional: Mapping[str, float], failures: dict[str, str]
     ) -> None:
-        """unconditional: choice -> log P after the neutral premise (nats)."""
+        """Start with no rows.
+
+        measures: the measures to compute
+        unconditional: choice -> log P after the neutral premise, in nats
+        failures: filled with measure -> why it failed
+        """
         self._measures, self._unconditional, self.failures = measures, unconditional, failures
         self._rows: dict[str, dict[int, Values]] = {m.name: {} for m in measures}
 
     def add(self, place: int, prompt: Prompt, logprobs: tuple[NDArray[np.float32], ...]) -> None:
-        """One question and the log-probabilities of its choices; `place` orders the rows."""
+        """Add a question.
+
+        place: position of its row in the tables
+        prompt: the question
+        logprobs: for each choice, (tokens,) log P of each token in nats
+        """
         if not self._measures:
             return
         view = ChoiceView(prompt, logprobs, tuple(self._unconditional[choice] for choice in prompt.choices))
@@ -251,11 +279,11 @@ class ChoiceRows:
                 continue
             try:
                 self._rows[measure.name][place] = _identity(prompt) | dict(measure.function(view))
-            except Exception as error:  # whatever a measure does, the others are kept
+            except Exception as error:  # any error of one measure must not stop the others
                 self.failures[measure.name] = failure(measure.name, error)
 
     def columns(self, measure: ChoiceMeasure) -> dict[str, dict[str, list[Any]]]:
-        """The table of one measure."""
+        """The table of one measure, as table -> column -> values."""
         rows = self._rows[measure.name]
         return {measure.name: _columns(measure.tables[0], [rows[place] for place in sorted(rows)])}
 
@@ -269,7 +297,7 @@ def _identity(prompt: Prompt) -> dict[str, Any]:
 
 
 def _columns(table: Table, rows: Sequence[Values]) -> dict[str, list[Any]]:
-    """Rows as columns. Raises MeasureError for a column that is lacking or not declared."""
+    """Rows as columns. Raises MeasureError for a column that is missing or not declared."""
     names = [column.name for column in table.columns]
     for row in rows:
         if odd := sorted(set(row) ^ set(names)):
@@ -278,8 +306,8 @@ def _columns(table: Table, rows: Sequence[Values]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _arrow(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Raises MeasureError for values that are not as the table declares them."""
+def _arrow(table: Table, columns: Mapping[str, Cells]) -> pa.Table:
+    """Columns as an Arrow table. Raises MeasureError for values that differ from what the table declares."""
     try:
         return table.arrow(columns)
     except SchemaError as error:

@@ -1,7 +1,7 @@
-"""What an experiment would cost: checkpoints, prompts, tokens, downloads, memory, time. Nothing is measured or stored.
+"""Estimates what an experiment would cost: checkpoints, prompts, tokens, downloads, memory, time.
 
-Of the hub only metadata are asked, and config and tokenizer files are fetched, a few megabytes a suite, into the hub's
-cache, where a run finds them. What cannot be known beforehand is missing, with its reason.
+A plan measures and stores nothing. It asks the hub for metadata and downloads config and tokenizer files, a few
+megabytes for each suite, into the hub's cache. A number that cannot be known beforehand is None, with a reason.
 """
 
 from __future__ import annotations
@@ -34,17 +34,27 @@ from bindscope.execute.work import Work, rates, work
 from bindscope.experiment import Experiment
 from bindscope.records import CheckpointRef, Protocol
 
-#: Checkpoints that the hub is asked for at a time.
-_ASKED = 8
-#: What a hub says that was reached.
+#: Number of checkpoints that are looked up on the hub at the same time.
+_LOOKUPS = 8
+#: Errors that a hub returns, as opposed to errors of a hub that cannot be reached.
 _DENIED = (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One suite. at_hand: checkpoints that need no download; download: bytes that the others need, largest: the most
-    that one of them needs; by: who says so (hub, or catalogue: parameters times their bytes); seconds: for all
-    checkpoints, downloads not counted; reasons: why something is missing."""
+    """The cost of one suite; None for what is not known.
+
+    suite: name of the suite
+    checkpoints: number of checkpoints
+    at_hand: number of checkpoints that need no download
+    download: bytes that the other checkpoints need
+    largest: bytes that the largest of these downloads needs
+    by: source of the sizes: "hub", or "catalogue" (number of parameters times bytes of each)
+    work: tokens of one checkpoint
+    memory: memory of one checkpoint
+    seconds: time for all checkpoints, without downloads
+    reasons: why numbers are missing
+    """
 
     suite: str
     checkpoints: int
@@ -60,7 +70,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """units: checkpoints times tables; prompts: how many of each task; cache: where downloads go; free: bytes there."""
+    """The cost of an experiment.
+
+    experiment, protocol: their names
+    device, dtype: what the model would run on and in
+    terms: number of terms
+    prompts: task -> number of prompts
+    tables: names of the tables
+    units: number of checkpoints times number of tables
+    suites: the cost of each suite
+    cache: the folder of downloads
+    free: free bytes on the disk of that folder
+    """
 
     experiment: str
     protocol: str
@@ -76,33 +97,36 @@ class Plan:
 
     @property
     def download(self) -> int | None:
-        """Bytes of all suites; None where those of one are not known."""
+        """Bytes that all suites need; None where those of one suite are not known."""
         known = [cost.download for cost in self.suites]
         return None if None in known else sum(n or 0 for n in known)
 
     @property
     def seconds(self) -> float | None:
-        """For all suites; None where that of one is not known."""
+        """Time for all suites, in seconds; None where that of one suite is not known."""
         known = [cost.seconds for cost in self.suites]
         return None if None in known else sum(n or 0.0 for n in known)
 
 
-#: What is known of one checkpoint: None where it lies in a folder, an error where it cannot be identified.
+#: The files of a checkpoint, None where it is a local folder, or the error where it cannot be identified.
 Known = CheckpointFiles | BindscopeError | None
 
 
 def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -> Plan:
-    """offline: ask no hub; probe: load a checkpoint of each suite that is at hand, and time two prompts on it.
+    """Estimate the cost of an experiment.
 
+    experiment: the experiment
+    offline: whether to ask no hub
+    probe: whether to load one checkpoint of each suite, where one is on this machine, and to time two prompts on it
     Raises RequestError for an experiment that could not be run.
     """
     request = prepare(experiment)
     prompts, units, chosen = request.prompts, request.checkpoints, request.suites
     names, device, cache = request.tables, pick_device(), Path(constants.HF_HUB_CACHE)
     home = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    known = _ask([ref for ref, _ in units], offline)
+    known = _look_up([ref for ref, _ in units], offline)
     cached = cached_contents()
-    found = [
+    inputs = [
         _Suite(
             request=request,
             protocol=experiment.protocol_of(suite.bos),
@@ -112,7 +136,7 @@ def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -
         )
         for suite in chosen.values()
     ]
-    costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, found, strict=True))
+    costs = tuple(suite.cost(name, probe) for name, suite in zip(chosen, inputs, strict=True))
     return Plan(
         experiment=experiment.name,
         protocol=experiment.protocol,
@@ -128,8 +152,8 @@ def plan(experiment: Experiment, *, offline: bool = False, probe: bool = True) -
     )
 
 
-def _ask(refs: Sequence[CheckpointRef], offline: bool) -> dict[CheckpointRef, Known]:
-    """Every checkpoint resolved, or why not. A hub that does not answer once is not asked again."""
+def _look_up(refs: Sequence[CheckpointRef], offline: bool) -> dict[CheckpointRef, Known]:
+    """The files of every checkpoint, or why they are not known. A hub that fails to answer once is not asked again."""
 
     def one(ref: CheckpointRef) -> Known:
         try:
@@ -137,21 +161,21 @@ def _ask(refs: Sequence[CheckpointRef], offline: bool) -> dict[CheckpointRef, Kn
         except BindscopeError as error:
             return error
 
-    found: dict[CheckpointRef, Known] = {ref: None for ref in refs if _in_folders(ref)}
-    rest = [ref for ref in refs if ref not in found]
-    found |= {ref: one(ref) for ref in rest[:1]}
-    offline = offline or any(map(_away, found.values()))
-    with ThreadPoolExecutor(_ASKED) as pool:
-        return found | dict(zip(rest[1:], pool.map(one, rest[1:]), strict=True))
+    known: dict[CheckpointRef, Known] = {ref: None for ref in refs if _in_folders(ref)}
+    rest = [ref for ref in refs if ref not in known]
+    known |= {ref: one(ref) for ref in rest[:1]}
+    offline = offline or any(map(_no_answer, known.values()))
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        return known | dict(zip(rest[1:], pool.map(one, rest[1:]), strict=True))
 
 
 def _in_folders(ref: CheckpointRef) -> bool:
-    """Whether weights and tokenizer lie on this machine; they are not hashed just to be planned for."""
+    """Whether weights and tokenizer are local folders; a plan does not spend the time to hash their files."""
     return all(Path(place).is_dir() for place in (ref.repo, ref.tokenizer or ref.repo))
 
 
-def _away(known: Known) -> bool:
-    """Whether the hub gave no answer."""
+def _no_answer(known: Known) -> bool:
+    """Whether the hub did not answer the question for this checkpoint."""
     if isinstance(known, CheckpointFiles):
         return known.weights.from_cache or known.tokenizer.from_cache
     if isinstance(known, HubNotAsked):
@@ -161,7 +185,14 @@ def _away(known: Known) -> bool:
 
 @dataclass(frozen=True)
 class _Suite:
-    """What the cost of a suite follows from."""
+    """The inputs of the cost of one suite.
+
+    request: the experiment
+    protocol: the protocol of the suite
+    known: what is known of each checkpoint
+    entry: the suite in the catalogue, None where it is not there
+    cached: repository and content of each file in the hub's cache
+    """
 
     request: Request
     protocol: Protocol
@@ -180,12 +211,12 @@ class _Suite:
         whole: dict[tuple[str, str], int] = {blob: n for need in needs if need for blob, n in need.items()}
         sure = None not in needs
         why = [
-            f"{ref.label} cannot be had: {known}"
+            f"{ref.label} is not available: {known}"
             for ref, known in self.known.items()
-            if isinstance(known, BindscopeError) and not _away(known)
+            if isinstance(known, BindscopeError) and not _no_answer(known)
         ]
         if not sure:
-            why.append("download: neither a hub nor the catalogue says how large it is")
+            why.append("download: neither the hub nor the catalogue gives its size")
         effort = self._effort(here, probe)
         return Cost(
             suite=name,
@@ -193,7 +224,7 @@ class _Suite:
             at_hand=len(here),
             download=sum(whole.values()) if sure else None,
             largest=max(sizes, default=0) if sure else None,
-            by=None if not whole else "catalogue" if any(map(_away, self.known.values())) else "hub",
+            by=None if not whole else "catalogue" if any(map(_no_answer, self.known.values())) else "hub",
             work=effort.work,
             memory=effort.memory,
             seconds=None if effort.each is None else effort.each * len(self.known),
@@ -201,14 +232,14 @@ class _Suite:
         )
 
     def _need(self, ref: CheckpointRef, known: Known) -> dict[tuple[str, str], int] | None:
-        """What has to be downloaded: repository and content of a file -> bytes; None where that is not known."""
+        """The files to download: repository and content of a file -> bytes; None where they are not known."""
         if isinstance(known, CheckpointFiles):
             both = (known.weights, known.tokenizer)
             missing = {(s.repo, s.hashes[name]): s.sizes.get(name) for s in both for name in s.missing()}
             needed = {blob: size for blob, size in missing.items() if blob not in self.cached}
             known_sizes = {blob: size for blob, size in needed.items() if size is not None}
             return known_sizes if len(known_sizes) == len(needed) else None
-        if known is None or not _away(known):
+        if known is None or not _no_answer(known):
             return {}
         if self.entry is None or self.entry.parameters is None or self.entry.dtype is None:
             return None
@@ -235,19 +266,21 @@ class _Suite:
             if loaded is not None:
                 seconds = rates(loaded, asked, started).seconds(amount)
         except (BindscopeError, MemoryError, torch.OutOfMemoryError) as error:
-            told = str(error) if isinstance(error, BindscopeError) else "a checkpoint does not fit into memory here"
-            return _Effort(None, held, None, (f"tokens, memory of a batch and time: {told}",))
+            reason = str(error) if isinstance(error, BindscopeError) else "a checkpoint does not fit into memory here"
+            return _Effort(None, held, None, (f"tokens, memory of a batch and time: {reason}",))
         why = "none of its checkpoints is on this machine, so none can be timed" if probe else "not asked for"
         return _Effort(amount, held, seconds, () if seconds is not None else (f"time: {why}",))
 
     def _described(self) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-        """Tokenizer and config without the weights. Raises ModelError."""
+        """Tokenizer and config of a checkpoint without its weights. Raises ModelError where they are not available."""
         ref, known = next(((r, k) for r, k in self.known.items() if not isinstance(k, BindscopeError)), (None, None))
         if ref is None:
             first = next(iter(self.known.values()))
-            raise ModelError("no hub answers, and the cache holds no checkpoint" if _away(first) else str(first))
+            raise ModelError(
+                "the hub does not answer, and the cache holds no checkpoint" if _no_answer(first) else str(first)
+            )
         if ref.gguf:
-            raise ModelError("a GGUF file has to be loaded for that")
+            raise ModelError("the tokenizer of a GGUF file is known only after the file is loaded")
         if known is None:
             folder, words = Path(ref.repo), Path(ref.tokenizer or ref.repo)
         else:
@@ -262,7 +295,13 @@ class _Suite:
 
 @dataclass(frozen=True)
 class _Effort:
-    """Tokens, memory, and seconds of each checkpoint; reasons for what is None."""
+    """The cost of one checkpoint; None for what is not known.
+
+    work: tokens
+    memory: bytes
+    each: seconds
+    reasons: why numbers are missing
+    """
 
     work: Work | None
     memory: Memory

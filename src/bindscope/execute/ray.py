@@ -1,4 +1,4 @@
-"""Run an experiment on a Ray cluster: one task per checkpoint. The only file that knows Ray."""
+"""Run an experiment on a Ray cluster: one task for each checkpoint. Only this module imports Ray."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ from bindscope.schema import PROMPTS
 from bindscope.store import Store
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself, without its warning
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; unset, Ray prints a warning
 
 try:
     import ray
 except ImportError as missing:
     raise RequestError("--ray needs the package ray: pip install 'bindscope[ray]'") from missing
 
-#: Starts a cluster on this machine instead of joining one.
+#: The address that starts a cluster on this machine instead of joining one.
 LOCAL = "local"
-#: How often a checkpoint is tried again after its worker or machine was lost.
+#: How often Ray repeats a checkpoint after its worker or machine was lost.
 _RETRIES = 3
-#: Seconds in which a cluster answers.
-_PATIENCE = 10
+#: Seconds to wait for an answer of a cluster.
+_TIMEOUT = 10
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where results go: the run folder, if the worker sees this file in it; else back to the driver."""
+    """Where a worker puts results: into the run folder where it sees the folder, else back to the driver.
+
+    root: the run folder
+    mark: name of a file in it, by which a worker recognizes the folder
+    threads: threads of torch in a worker
+    evict: whether a worker removes a checkpoint after measuring it
+    """
 
     root: Path
     mark: str
@@ -52,8 +58,12 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a worker gives back; shards: name in the run folder -> content, where the worker does not see the folder."""
+class _WorkerResult:
+    """What a worker returns.
+
+    result: the result of the job
+    shards: path in the run folder -> content, where the worker does not see the folder
+    """
 
     result: Result
     shards: dict[str, bytes]
@@ -62,11 +72,14 @@ class _Found:
 def run(
     request: Request, store: Store, watcher: Watcher, options: Options | None = None, address: str = LOCAL
 ) -> Outcome:
-    """As `local.run`, with the checkpoints measured side by side by the workers of a cluster.
+    """Measure the checkpoints of an experiment side by side on the workers of a cluster; see `local.run`.
 
-    A checkpoint takes a GPU if the cluster has any, else as many cores as torch has threads here, so that its numbers
-    are those of a local run. One whose worker is lost is measured by another. Raises RequestError where there is no
-    cluster at `address`.
+    A checkpoint gets a GPU if the cluster has any, else as many cores as torch has threads here, so that its numbers
+    are those of a local run. Where a worker is lost, another worker measures its checkpoint.
+
+    request, store, watcher, options: see `local.run`
+    address: address of the cluster, or `LOCAL`
+    Raises RequestError where there is no cluster at `address`, and the errors of `local.run`.
     """
     options = replace(options or Options(), here=address == LOCAL)
     mark = f".ray-{uuid4().hex}"
@@ -93,41 +106,42 @@ def run(
 
 
 def _take(sweep: Sweep, store: Store, i: int, ready: Any) -> None:
-    """Hand one result to the sweep; what is wrong with the cluster is the unit's failure, a full disk the run's."""
+    """Pass one result to the sweep. An error of the cluster fails the unit; a StoreError ends the run."""
     try:
-        found: _Found = ray.get(ready)
+        received: _WorkerResult = ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, StoreError):
             raise StoreError(str(error.cause)) from error
-        found = _lost(error)
+        received = _lost(error)
     except ray.exceptions.RayError as error:
-        found = _lost(error)
-    for name, content in found.shards.items():
+        received = _lost(error)
+    for name, content in received.shards.items():
         store.write_bytes(name, content)
     sweep.watcher.unit(sweep.job(i).ref, sweep.steps(i))
-    sweep.finish(i, found.result)
+    sweep.finish(i, received.result)
 
 
-def _lost(error: Exception) -> _Found:
-    told = " ".join(str(error).split())[:300]
+def _lost(error: Exception) -> _WorkerResult:
+    reason = " ".join(str(error).split())[:300]
     trace = "".join(traceback.format_exception(error))
-    return _Found(Result(None, MeasureError(f"its worker was lost ({type(error).__name__}: {told})"), trace), {})
+    failed = Result(None, MeasureError(f"its worker was lost ({type(error).__name__}: {reason})"), trace)
+    return _WorkerResult(failed, {})
 
 
-def _unit(job: Job, prompts: tuple[Prompt, ...], place: _Place) -> _Found:
-    """The task: measure one checkpoint on this worker."""
+def _unit(job: Job, prompts: tuple[Prompt, ...], place: _Place) -> _WorkerResult:
+    """Measure one checkpoint on this worker: the task that Ray runs."""
     torch.set_num_threads(place.threads)
     if (place.root / place.mark).is_file():
-        return _Found(_attempt(job, prompts, Store(place.root), place.evict), {})
+        return _WorkerResult(_attempt(job, prompts, Store(place.root), place.evict), {})
     with tempfile.TemporaryDirectory(prefix="bindscope-") as folder:
         store = Store(folder)
         result = _attempt(job, prompts, store, place.evict)
         shards = {p.relative_to(store.root).as_posix(): p.read_bytes() for p in store.root.rglob("*.parquet")}
-        return _Found(result, shards)
+        return _WorkerResult(result, shards)
 
 
 def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -> Result:
-    """A lost worker may have stored a part already."""
+    """Measure the tables of a job that are missing; a worker that was lost may have stored some of them."""
     left = {name: key for name, key in job.keys.items() if store.fault(job.ref, name, key) is not None}
     measures = tuple(m for m in job.measures if PROMPTS.name in left or any(t.name in left for t in m.tables))
     missing = replace(job, keys=left, measures=measures)
@@ -138,7 +152,7 @@ def _attempt(job: Job, prompts: tuple[Prompt, ...], store: Store, evict: bool) -
 
 
 def _needs() -> tuple[dict[str, float], int]:
-    """What a task asks of its node, and its threads."""
+    """The resources that Ray reserves for a task, and its number of threads."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("GPU") for node in nodes):
         return {"num_cpus": 1, "num_gpus": 1}, 1
@@ -155,8 +169,8 @@ def _cluster(address: str) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise RequestError(f"there is no Ray cluster at {address}: {told}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(f"there is no Ray cluster at {address}: {reason}") from error
     try:
         yield
     finally:
@@ -164,11 +178,11 @@ def _cluster(address: str) -> Iterator[None]:
 
 
 def _check_reach(address: str) -> None:
-    """Ray itself waits a quarter of an hour for a cluster that is not there."""
+    """Raises RequestError where no machine answers at the address, since Ray would wait a quarter of an hour."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise RequestError(f"there is no Ray cluster at {address}: {error}") from error

@@ -1,4 +1,4 @@
-"""An experiment, ready to be run: its prompts, checkpoints and measures, each found once."""
+"""An experiment that is ready to run: its prompts, checkpoints and measures, each resolved once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from bindscope.store import result_key
 
 @dataclass(frozen=True)
 class Request:
-    """What a run needs to know before anything is measured.
+    """An experiment with its prompts, checkpoints and measures.
 
-    prompts: in their order
-    suites: by name; checkpoints: in order, each with the protocol of its suite
-    measures: by name
-    notes: a line for each measure that cannot be used
+    experiment: the experiment
+    prompts: its prompts, in order
+    suites: suite name -> suite
+    checkpoints: in order, each with the protocol of its suite
+    measures: measure name -> measure
+    notes: a message for each measure that cannot be used
     """
 
     experiment: Experiment
@@ -34,13 +36,18 @@ class Request:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the tables that a checkpoint gets."""
+        """Names of the tables that are stored for a checkpoint."""
         spans = any(isinstance(m, SpanMeasure) for m in self.measures.values())
         own = (table.name for m in self.measures.values() for table in m.tables)
         return (*([PROMPTS.name] if spans else []), *own)
 
     def keys(self, identity: Identity, dtype: str, device: str, protocol: Protocol) -> dict[str, str]:
-        """Table -> key of its result: everything that changes a number in it."""
+        """Table -> key of its result, which changes with everything that changes a number in the table.
+
+        identity: content of weights and tokenizer
+        dtype, device: what the model runs in and on
+        protocol: the protocol of the suite
+        """
         keys: dict[str, str] = {}
         for m in self.measures.values():
             key = result_key(identity, dtype, device, m.identity, m.prompts(self.prompts), m.protocol(protocol))
@@ -51,15 +58,15 @@ class Request:
         return {name: keys[name] for name in self.tables}
 
     def needed(self, tables: Iterable[str]) -> tuple[Measure, ...]:
-        """The measures that fill these tables."""
+        """The measures that fill some tables."""
         wanted = set(tables)
-        found = [m for m in self.measures.values() if wanted & {table.name for table in m.tables}]
-        if PROMPTS.name in wanted and not any(isinstance(m, SpanMeasure) for m in found):
-            found.insert(0, next(m for m in self.measures.values() if isinstance(m, SpanMeasure)))
-        return tuple(found)
+        needed = [m for m in self.measures.values() if wanted & {table.name for table in m.tables}]
+        if PROMPTS.name in wanted and not any(isinstance(m, SpanMeasure) for m in needed):
+            needed.insert(0, next(m for m in self.measures.values() if isinstance(m, SpanMeasure)))
+        return tuple(needed)
 
     def steps(self, measures: Sequence[Measure], protocol: Protocol) -> int:
-        """How often measuring a checkpoint reports progress."""
+        """The number of progress steps of one checkpoint."""
         shared = any(not m.own_pass for m in measures)
         return sum(m.steps(self.prompts, protocol) for m in measures) + shared * sum(
             p.shot == "zero" for p in self.prompts
@@ -67,18 +74,21 @@ class Request:
 
 
 def prepare(experiment: Experiment, measures: Iterable[Measure] = ()) -> Request:
-    """measures: handed over by a caller, beside those that the experiment names.
+    """Resolve the prompts, checkpoints and measures of an experiment.
 
-    Raises RequestError for what cannot be run: no prompts, unknown names, two suites or measures of one name.
+    experiment: the experiment
+    measures: further measures that the caller passes
+    Raises RequestError for an experiment that cannot be run: no prompts, unknown names, two suites or measures of the
+    same name.
     """
-    # Binding is read in the pass that the others share, and pages and claims set other measures beside it.
-    found, notes = registry.chosen(("binding", *experiment.measures), measures)
+    # Binding costs no pass of its own, and tables and claims compare the other measures with it.
+    chosen_measures, notes = registry.chosen(("binding", *experiment.measures), measures)
     prompts = experiment.build_prompts()
     chosen: dict[str, Suite] = {}
     for suite in (suite for asked in experiment.suites for suite in suites(asked)):
         if (known := chosen.setdefault(suite.name, suite)) != suite:
             places = f"{known.checkpoints[0].repo} and {suite.checkpoints[0].repo}"
-            raise RequestError(f"two suites are called {suite.name!r} ({places}); rename one, or name it once")
+            raise RequestError(f"two suites have the name {suite.name!r} ({places}); rename one, or name it once")
     checkpoints = tuple(
         (ref, experiment.protocol_of(suite.bos)) for suite in chosen.values() for ref in suite.checkpoints
     )
@@ -87,6 +97,6 @@ def prepare(experiment: Experiment, measures: Iterable[Measure] = ()) -> Request
         prompts=prompts,
         suites=chosen,
         checkpoints=checkpoints,
-        measures=found,
+        measures=chosen_measures,
         notes=tuple(notes),
     )

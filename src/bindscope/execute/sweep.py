@@ -1,6 +1,6 @@
-"""An experiment while it runs: its checkpoints, flags on their weights, what is left to measure, what became of each.
+"""The state of a run: its checkpoints, flags on their weights, the jobs that are left, and the outcome of each.
 
-Every way of running an experiment makes a `Sweep`, measures the jobs it gives, and hands it the results.
+Local and Ray runs create a `Sweep`, measure its jobs, and pass it the results.
 """
 
 from __future__ import annotations
@@ -18,24 +18,42 @@ from bindscope.execute.unit import REMEDY, Job, Result
 from bindscope.records import CheckpointRef
 from bindscope.store import RunFile, Store, Unit
 
-#: Checkpoints that the hub is asked for at a time.
-_ASKED = 8
+#: Number of checkpoints that are looked up on the hub at the same time.
+_LOOKUPS = 8
 
 
 class Watcher(Interface):
-    """Told what happens, for a progress display."""
+    """Receives the events of a run, for example to show its progress."""
 
-    def begin(self, units: int) -> None: ...
-    def unit(self, ref: CheckpointRef, steps: int) -> None: ...
-    def progress(self, done: float) -> None: ...
-    def end(self, ref: CheckpointRef, reason: str | None) -> None: ...
-    def note(self, text: str) -> None: ...
+    def begin(self, units: int) -> None:
+        """The run starts with this number of checkpoints."""
+        ...
+
+    def unit(self, ref: CheckpointRef, steps: int) -> None:
+        """A checkpoint starts; measuring it takes this number of progress steps."""
+        ...
+
+    def progress(self, done: float) -> None:
+        """A number of steps, or a fraction of one, is finished."""
+        ...
+
+    def end(self, ref: CheckpointRef, reason: str | None) -> None:
+        """A checkpoint is finished, or has failed for this reason."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A message for the user."""
+        ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """accept: measure checkpoints whose weights are flagged; evict: remove what was downloaded when it is measured;
-    here: downloads go to this machine, so that its disk must have room for them."""
+    """Options of a run.
+
+    accept: measure checkpoints although their weights are flagged
+    evict: remove a downloaded checkpoint after it is measured
+    here: downloads go to this machine, so its disk must have room for them
+    """
 
     accept: bool = False
     evict: bool = False
@@ -44,7 +62,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: its units in order, and how many were measured now rather than found in the store."""
+    """The outcome of a run.
+
+    units: its checkpoints, in order
+    measured: how many of them this run has measured; the store held the others, or they failed
+    errors: why checkpoints or measures failed
+    """
 
     units: tuple[Unit, ...]
     measured: int
@@ -52,12 +75,23 @@ class Outcome:
 
 
 class Sweep:
-    """Raises RequestError, before anything is measured or written, for weights that are flagged and for downloads that
-    do not fit on the disk. A checkpoint that cannot be identified is a failed unit."""
+    """The checkpoints of a run, the jobs that are left, and the record of the run in `run.json`."""
 
     def __init__(
         self, request: Request, store: Store, watcher: Watcher, options: Options, hardware: tuple[str, str]
     ) -> None:
+        """Identify the checkpoints and look up which results are missing.
+
+        A checkpoint that cannot be identified is recorded as failed.
+
+        request: the experiment
+        store: the results folder
+        watcher: receives the events of the run
+        options: see `Options`
+        hardware: device and dtype of the run
+        Raises RequestError, before anything is measured or written, for flagged weights that are not accepted and for
+        downloads that do not fit on the disk.
+        """
         self.request, self.store, self.watcher = request, store, watcher
         self.options, self.hardware = options, hardware
         self.prompts = request.prompts
@@ -70,51 +104,52 @@ class Sweep:
         watcher.begin(len(self._plan))
         for note in request.notes:
             watcher.note(note)
-        self._found = self._identify()
-        self._prints = {i: self._print(i) for i in self._found}
-        self._flags = self._survey()
+        self._files = self._identify()
+        self._prints = {i: self._print(i) for i in self._files}
+        self._flags = self._check_weights()
         self._look_up()
         if options.here:
-            disk.check_room([disk.download_size(self._found[i]) for i in self._missing], options.evict)
-        self._settle()
+            disk.check_room([disk.download_size(self._files[i]) for i in self._missing], options.evict)
+        self._close_finished()
 
     def _identify(self) -> dict[int, CheckpointFiles]:
-        """Every checkpoint, resolved; those that cannot be are failed already."""
+        """Index of a checkpoint -> its files; `_unknown` gets the errors of those that cannot be identified."""
 
         def one(ref: CheckpointRef) -> CheckpointFiles | BindscopeError:
             try:
                 return identify(ref, code=ref.repo in self.request.experiment.trusted())
             except BindscopeError as error:
                 return error
-            except Exception as error:  # whatever it is, it is one checkpoint's
+            except Exception as error:  # an unexpected error of one checkpoint must not stop the others
                 return MeasureError(f"unexpected {type(error).__name__}: {error}")
 
-        with ThreadPoolExecutor(_ASKED) as pool:
-            found = dict(enumerate(pool.map(one, [ref for ref, _ in self._plan])))
-        self._unknown = {i: error for i, error in found.items() if isinstance(error, BindscopeError)}
-        return {i: sources for i, sources in found.items() if isinstance(sources, CheckpointFiles)}
+        with ThreadPoolExecutor(_LOOKUPS) as pool:
+            results = dict(enumerate(pool.map(one, [ref for ref, _ in self._plan])))
+        self._unknown = {i: error for i, error in results.items() if isinstance(error, BindscopeError)}
+        return {i: files for i, files in results.items() if isinstance(files, CheckpointFiles)}
 
     def _print(self, i: int) -> Fingerprint:
-        weights = self._found[i].weights
-        content = self._found[i].identity.fingerprint
+        weights = self._files[i].weights
+        content = self._files[i].identity.fingerprint
         try:
             return fingerprint.fingerprint(self._plan[i][0], weights, content, compute=weights.commit is None)
-        except ModelError:  # a file that cannot be read fails its own unit, when it is loaded
+        except ModelError:  # loading the checkpoint raises the same error and fails its unit only
             return fingerprint.fingerprint(self._plan[i][0], weights, content)
 
-    def _survey(self) -> list[fingerprint.Flag]:
+    def _check_weights(self) -> list[fingerprint.Flag]:
+        """The flags on the weights. Raises RequestError where there are flags that are not accepted."""
         prints = list(self._prints.values())
         folders = [i for i, known in self._prints.items() if known.commit is None and known.tensors]
-        on_disk = [(self._plan[i][0], self._found[i].weights) for i in folders]
-        found = fingerprint.weight_flags(prints, self.store.commits(), on_disk)
-        if found and not self.options.accept:
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            raise RequestError(f"{'; '.join(flag.text for flag in found[:3])}{more}; {REMEDY}")
-        return found
+        on_disk = [(self._plan[i][0], self._files[i].weights) for i in folders]
+        flags = fingerprint.weight_flags(prints, self.store.commits(), on_disk)
+        if flags and not self.options.accept:
+            more = f"; and {len(flags) - 3} more" if len(flags) > 3 else ""
+            raise RequestError(f"{'; '.join(flag.text for flag in flags[:3])}{more}; {REMEDY}")
+        return flags
 
     def _look_up(self) -> None:
-        """What the store holds already."""
-        for i, sources in self._found.items():
+        """Compute the result keys of every checkpoint and record which results the store does not hold."""
+        for i, sources in self._files.items():
             ref, protocol = self._plan[i]
             for note in sources.notes:
                 self.watcher.note(note)
@@ -127,8 +162,8 @@ class Sweep:
             if missing := {name: keys[name] for name, fault in faults.items() if fault is not None}:
                 self._missing[i] = missing
 
-    def _settle(self) -> None:
-        """Close the units that need no work."""
+    def _close_finished(self) -> None:
+        """Record the checkpoints that need no measurement: failed ones and those whose results are in the store."""
         for i, (ref, _) in enumerate(self._plan):
             if i in self._unknown:
                 self.watcher.unit(ref, 0)
@@ -142,28 +177,30 @@ class Sweep:
 
     @property
     def waiting(self) -> list[int]:
-        """Units to be measured, in order."""
+        """Indices of the checkpoints to measure, in order."""
         return list(self._missing)
 
     def sources(self, i: int) -> CheckpointFiles:
-        return self._found[i]
+        """The files of checkpoint i."""
+        return self._files[i]
 
     def steps(self, i: int) -> int:
-        """How often measuring the unit reports progress."""
+        """The number of progress steps of checkpoint i."""
         return self.request.steps(self.request.needed(self._missing[i]), self._plan[i][1])
 
     def job(self, i: int) -> Job:
+        """The job that measures the missing tables of checkpoint i."""
         ref, protocol = self._plan[i]
         return Job(
             ref=ref,
             protocol=protocol,
-            sources=self._found[i],
+            sources=self._files[i],
             dtype=self.request.experiment.dtype,
             hardware=self.hardware,
             keys=self._missing[i],
             measures=self.request.needed(self._missing[i]),
             suite=self._suite(i),
-            flags=self._said(i),
+            flags=self._flags_of(i),
             accept=self.options.accept,
             remote=ref.repo in self.request.experiment.trusted(),
         )
@@ -171,15 +208,15 @@ class Sweep:
     def _suite(self, i: int) -> tuple[Fingerprint, ...]:
         return tuple(p for p in self._prints.values() if p.ref.suite == self._plan[i][0].suite)
 
-    def _said(self, i: int) -> tuple[str, ...]:
+    def _flags_of(self, i: int) -> tuple[str, ...]:
         return tuple(flag.text for flag in self._flags if self._plan[i][0] in flag.refs)
 
     def finish(self, i: int, result: Result) -> None:
-        """Take the result of a job, and write down how the run stands."""
+        """Record the result of the job of checkpoint i, and update `run.json`."""
         if result.weights is not None:
             self._prints[i] = result.weights
-            # Workers that run side by side do not see each other's tensors.
-            late = [f for f in fingerprint.flags_of(result.weights, self._suite(i)) if f.text not in self._said(i)]
+            # Workers that run at the same time do not see each other's weights, so equal weights show only here.
+            late = [f for f in fingerprint.flags_of(result.weights, self._suite(i)) if f.text not in self._flags_of(i)]
             self._flags += late
             if late and not self.options.accept:
                 result = Result(None, ModelError(f"{late[0].text}; {REMEDY}"), f"{late[0].text}\n")
@@ -194,7 +231,7 @@ class Sweep:
         self._record()
 
     def _done(self, i: int, lacking: dict[str, str] | None = None) -> None:
-        """Record a checkpoint that is measured, without the tables of measures that have no results."""
+        """Record a measured checkpoint, without the tables of measures that failed."""
         ref, lacking = self._plan[i][0], lacking or {}
         self._units[i] = Unit(checkpoint=ref, status="done", keys=self._held(i, lacking), lacking=lacking)
         for reason in lacking.values():
@@ -219,9 +256,10 @@ class Sweep:
 
     def _record(self) -> None:
         for i, known in self._prints.items():
-            self._units[i] = replace(self._units[i], weights=known.weights, flags=self._said(i))
+            self._units[i] = replace(self._units[i], weights=known.weights, flags=self._flags_of(i))
         experiment = self.request.experiment.model_dump(mode="json")
         self.store.write_run(RunFile(experiment, tuple(self._units), self.request.notes))
 
     def outcome(self) -> Outcome:
+        """The outcome of the run so far."""
         return Outcome(tuple(self._units), self._measured, tuple(self._errors))

@@ -1,4 +1,4 @@
-"""One checkpoint of an experiment: the function that the local loop and Ray's workers call alike."""
+"""Measures and stores one checkpoint of an experiment; local runs and Ray workers call it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ from bindscope.measures.base import Measure
 from bindscope.records import CheckpointRef, Dtype, Identity, Prompt, Protocol, Provenance
 from bindscope.store import Store
 
-#: What a run says to whoever wants to go on although weights are flagged.
-REMEDY = "--accept-flags measures them all the same, and the results carry the flags"
+#: The remedy in the error for flagged weights.
+REMEDY = "--accept-flags measures them anyway and stores the flags with the results"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint to be measured, with all that this needs beside prompts and a store.
+    """A checkpoint to measure, with everything that this needs besides the prompts and a store.
 
-    keys: the tables that are missing -> their result keys
-    measures: those that fill them
-    hardware: device and dtype that the keys were made for
-    suite: what is known of the weights of its suite, its own among them
-    flags: what the results must say of the weights
-    accept: measure it whatever its weights turn out to be
-    remote: run Python code from its repository
+    ref: the checkpoint
+    protocol: the protocol of its suite
+    sources: its files
+    dtype: the dtype that the experiment asks for
+    hardware: device and dtype that are part of the keys
+    keys: missing table -> key of its result
+    measures: the measures that fill these tables
+    suite: fingerprints of the weights of all checkpoints of its suite
+    flags: flags on its weights, which are stored with the results
+    accept: whether to measure it if loading the weights raises further flags
+    remote: whether to run Python code from its repository
     """
 
     ref: CheckpointRef
@@ -58,11 +62,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job.
+    """The result of a job.
 
-    weights: fingerprint of its weights
-    error, traceback: why it failed
-    lacking: measure -> why that measure has no results, although the others have
+    weights: fingerprint of the weights, None where the job failed
+    error: why the job failed, else None
+    traceback: the traceback of the error
+    lacking: measure -> why this measure failed while the job did not
     """
 
     weights: Fingerprint | None
@@ -72,7 +77,7 @@ class Result:
 
 
 def hardware(dtype: Dtype) -> tuple[str, str]:
-    """Device kind and dtype that results are made with on this machine: part of their keys."""
+    """Device kind and dtype of computations on this machine; they are part of the keys of results."""
     device = pick_device()
     return device, str(pick_dtype(dtype, device)).removeprefix("torch.")
 
@@ -84,10 +89,14 @@ def attempt(
     progress: Callable[[float], None] | None = None,
     arrive: Callable[[], None] | None = None,
 ) -> Result:
-    """Measure a checkpoint and store what is missing, a pass after the other, so that a later fault loses nothing.
+    """Measure a checkpoint and store its missing tables after each pass, so that a later error loses no finished pass.
 
-    arrive: waits for its files, where they are downloaded elsewhere. Whatever goes wrong with the checkpoint is in the
-    result; StoreError is raised, since nothing could be kept.
+    job: the checkpoint
+    prompts: all prompts of the experiment
+    store: the results folder
+    progress: called with the number of finished steps, or the fraction of a step
+    arrive: waits until the files of the checkpoint are downloaded; None where they are there
+    Every error of the checkpoint is returned in the result. Raises StoreError where results cannot be written.
     """
     try:
         if arrive is not None:
@@ -101,14 +110,14 @@ def attempt(
         kind = RequestError if isinstance(error, RequestError) else MeasureError
         message = str(error) if isinstance(error, BindscopeError) else f"unexpected {type(error).__name__}: {error}"
         if out_of_memory(error):
-            message = f"there is no memory for a single prompt ({error}); use a larger device, or a shorter dtype"
+            message = f"memory does not suffice for a single prompt ({error}); use a larger device, or a shorter dtype"
         return Result(None, kind(" ".join(message.split())), trace)
 
 
 def _measure(
     job: Job, prompts: Sequence[Prompt], store: Store, progress: Callable[[float], None] | None
 ) -> tuple[Fingerprint | None, dict[str, str]]:
-    """The fingerprint of the weights, and why measures have no results."""
+    """The fingerprint of the weights, and measure -> why it failed."""
     if (here := hardware(job.dtype)) != job.hardware:
         raise MeasureError(
             f"{platform.node()} computes on {' in '.join(here)}, and the run was planned for "
@@ -116,12 +125,12 @@ def _measure(
         )
     for source in (job.sources.weights, job.sources.tokenizer):
         fetch(source)
-    mine = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
-    flags = tuple(dict.fromkeys((*job.flags, *[flag.text for flag in fingerprint.flags_of(mine, job.suite)])))
+    weights = fingerprint.fingerprint(job.ref, job.sources.weights, job.sources.identity.fingerprint, compute=True)
+    flags = tuple(dict.fromkeys((*job.flags, *[flag.text for flag in fingerprint.flags_of(weights, job.suite)])))
     if len(flags) > len(job.flags) and not job.accept:
         raise ModelError(f"{flags[len(job.flags)]}; {REMEDY}")
     if not job.keys:
-        return mine, {}
+        return weights, {}
     loaded = load(job.ref, bos=job.protocol.bos, dtype=job.dtype, files=job.sources, remote=job.remote)
     notes = (*job.sources.notes, *loaded.notes, *flags)
     lacking: dict[str, str] = {}
@@ -145,13 +154,21 @@ def _measure(
                 if table.name in parts:
                     parts[table.name].clear()
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    return mine, lacking
+    return weights, lacking
 
 
 def provenance(
     engine: Engine, identity: Identity, notes: tuple[str, ...], protocol: Protocol, started: str, seconds: float
 ) -> Provenance:
-    """How a shard comes to be, to be written beside it."""
+    """The provenance of a shard.
+
+    engine: the model
+    identity: content of weights and tokenizer
+    notes: notes on the checkpoint
+    protocol: the protocol of its suite
+    started: date and time at which the pass started, ISO 8601
+    seconds: how long it took
+    """
     commit, dirty = _git()
     loaded, check = engine.loaded, engine.check
     return Provenance(
@@ -176,14 +193,14 @@ def provenance(
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what computes: recorded with every result."""
+    """Library -> version; the provenance of every result holds them."""
     libraries = ("bindscope", "torch", "transformers", "tokenizers", "numpy")
     return {name: version(name) for name in libraries} | {"python": platform.python_version()}
 
 
 @cache
 def _git() -> tuple[str | None, bool | None]:
-    """Commit of the bindscope that runs, and whether its tree differs from it; None outside a checkout of its own."""
+    """Commit of the running bindscope, and whether its working tree differs; None where it is not a git checkout."""
     here = Path(__file__).resolve().parents[3]
     if not (here / ".git").exists():
         return None, None

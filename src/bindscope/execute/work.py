@@ -1,4 +1,4 @@
-"""How much an experiment asks of a checkpoint, in tokens, and how fast a checkpoint is at it."""
+"""Counts the tokens that an experiment needs of a checkpoint, and times how fast a checkpoint processes tokens."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from bindscope.measures.base import CompletionMeasure, Measure, Procedure
 from bindscope.prompts.spans import encode
 from bindscope.records import Protocol, Sampling
 
-#: Seconds that are long enough to be timed.
+#: A run of at least this many seconds gives a reliable time.
 _TIMED = 0.5
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one checkpoint has to do. read: tokens of forward passes; written: new tokens, at most (a text may end
-    early). batch: tokens of a full batch, or of the longest prompt where that is longer; scored: tokens of a batch
-    whose probabilities are needed; band: how far back attention is kept."""
+    """The tokens of one checkpoint.
+
+    read: tokens of forward passes
+    written: new tokens at most; a completion may end early
+    batch: tokens of a full batch, or of the longest prompt where that is longer
+    scored: tokens of a batch whose probabilities are computed
+    band: how many positions back attention is kept
+    """
 
     read: int
     written: int
@@ -39,14 +44,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens a second in forward passes and in writing (0 where nothing is written), and what comes before them."""
+    """The speed of one checkpoint.
+
+    read: tokens a second in forward passes
+    written: new tokens a second in decoding, 0 where nothing is decoded
+    setup: seconds until the model is loaded and checked
+    """
 
     read: float
     written: float
     setup: float
 
     def seconds(self, work: Work) -> float:
-        """For one checkpoint."""
+        """The time that the tokens of one checkpoint take, in seconds."""
         return self.setup + work.read / self.read + (work.written / self.written if work.written else 0.0)
 
 
@@ -56,7 +66,13 @@ def work(
     protocol: Protocol,
     measures: Collection[Measure],
 ) -> Work:
-    """The tokens of every pass of the measures."""
+    """The tokens that the measures need of one checkpoint.
+
+    tokenizer: the tokenizer of the model
+    prompts: all prompts of the experiment
+    protocol: its settings
+    measures: its measures
+    """
     plain = [p for p in prompts if p.prompt.shot == "zero"]
     inputs = [TextInput(p.encoded.ids, p.choices) for p in plain]
     neutral = len(encode(tokenizer, neutral_text(), protocol.bos).ids)
@@ -85,7 +101,7 @@ def work(
 
 
 def _edited(plain: Sequence[TokenizedPrompt], protocol: Protocol, neutral: int) -> tuple[int, int]:
-    """Tokens read and written under edits; layers below the lowest edited one are run less often, which is left out."""
+    """Tokens read and new tokens while heads are ablated, at most: the count ignores layers that passes skip."""
     spec = protocol.ablation
     assert spec is not None
     chosen, count = evaluated(plain, spec), conditions(spec)
@@ -97,8 +113,14 @@ def _edited(plain: Sequence[TokenizedPrompt], protocol: Protocol, neutral: int) 
 
 
 def rates(loaded: Loaded, prompts: Sequence[TokenizedPrompt], since: float) -> Rates:
-    """Time a question (or what there is) of middling length, repeated, and openings, more and more of them, until they
-    take long enough or fill the batches of a run. since: when loading began, on the monotonic clock."""
+    """Time a loaded checkpoint on a question of median length and on openings, if there are any.
+
+    Each is repeated, twice as often each time, until it takes long enough or fills a batch.
+
+    loaded: the model
+    prompts: all prompts of the experiment
+    since: time.monotonic() when loading began
+    """
     with Engine(loaded) as engine:
         setup = time.monotonic() - since
         questions = [p for p in prompts if p.choices] or list(prompts)
@@ -122,7 +144,10 @@ def rates(loaded: Loaded, prompts: Sequence[TokenizedPrompt], since: float) -> R
 
 
 def _rate(run: Callable[[int], int], most: int) -> float:
-    """Tokens a second of `run(times)`, which gives its tokens; the first run only warms up."""
+    """Tokens a second of `run(times)`, which returns its number of tokens; the first run is not timed.
+
+    most: largest number of times
+    """
     run(1)
     times = 1
     while True:

@@ -1,8 +1,9 @@
-"""Ablation: does it matter for knowing a term that the heads which bind it are there?
+"""Ablation: does the model need the heads that bind a term to answer questions about it?
 
-Recognition, and completions if asked for, while sets of heads are ablated: those that bind most, those that bind least,
-and random sets to compare with. Two tables: `ablation` has a row per set and prompt, `ablation_sets` a row per set,
-with the loss on neutral text under the same edit. A finished set can be kept and is not run again.
+Recognition, and completions where the experiment asks for them, are measured while sets of heads are ablated: the heads
+with the highest scores, those with the lowest, and random sets for comparison. The table `ablation` has a row for each
+set and prompt. The table `ablation_sets` has a row for each set, with the loss on neutral text under the same edit. A
+finished set can be stored, so that an interrupted run does not measure it again.
 """
 
 from __future__ import annotations
@@ -80,10 +81,13 @@ _SETS = Table(
 
 
 def evaluated(prompts: Iterable[TokenizedPrompt], spec: Ablation) -> list[TokenizedPrompt]:
-    """The questions that are asked while heads are ablated: in their first rotation, `spec.questions` of each term
-    (each term begins with another kind, so that all kinds occur).
+    """The questions that are answered while heads are ablated: `spec.questions` of each term, in their first rotation.
 
-    Raises RequestError where there are none.
+    Each term starts with another kind of question, so that all kinds occur.
+
+    prompts: all prompts of the experiment
+    spec: the ablation settings
+    Raises RequestError where no prompt is a question.
     """
     asked: dict[str, list[TokenizedPrompt]] = {}
     for prompt in prompts:
@@ -94,16 +98,19 @@ def evaluated(prompts: Iterable[TokenizedPrompt], spec: Ablation) -> list[Tokeni
         count = len(questions) if spec.questions is None else min(spec.questions, len(questions))
         out += [questions[(n + i) % len(questions)] for i in range(count)]
     if not out:
-        raise RequestError("ablation needs recognition questions; name terms that have some")
+        raise RequestError("ablation needs recognition questions, and the terms have none; name terms that have some")
     return out
 
 
 def ranked_on(
     prompts: Iterable[TokenizedPrompt], questions: Sequence[TokenizedPrompt], spec: Ablation
 ) -> list[TokenizedPrompt]:
-    """The prompts that heads are ranked on: others than those evaluated, or all in which spans are measured.
+    """The prompts on which heads are ranked: with `spec.held_out` those that are not evaluated, else all with spans.
 
-    Raises RequestError where there are none.
+    prompts: all prompts of the experiment
+    questions: the questions that are evaluated
+    spec: the ablation settings
+    Raises RequestError where no prompt is left.
     """
     taken = {question.prompt.shared for question in questions} if spec.held_out else set()
     out = [p for p in prompts if p.prompt.binds and p.prompt.task != "carrier" and p.prompt.shared not in taken]
@@ -116,17 +123,19 @@ def ranked_on(
 
 
 def steps(spec: Ablation) -> int:
-    """How many sets are run, the baseline among them."""
+    """The number of head sets that the settings ask for, including the baseline."""
     sizes = sum(len(spec.sizes(ranking)) for ranking in spec.rankings)
     return 1 + len(spec.modes) * sizes * (2 + spec.random)
 
 
 def ablate(context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
-    """The tables `ablation` and `ablation_sets` of one checkpoint. `context.progress` gets the sets done, in shares
-    while they run; those that `context.parts` holds come first.
+    """The tables `ablation` and `ablation_sets` of one checkpoint, as table -> column -> values.
 
-    Raises RequestError for what the model or the prompts do not allow, MeasureError where ablating the heads that bind
-    most leaves every score unchanged.
+    `context.progress` is called with the number of finished sets, or the fraction of a set; sets that `context.parts`
+    holds count at once.
+
+    Raises RequestError where the model or the prompts do not allow the settings, MeasureError where ablating the heads
+    with the highest scores changes no score.
     """
     spec, loaded = context.choices.ablation, context.engine.loaded
     assert spec is not None
@@ -138,7 +147,7 @@ def ablate(context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
     jobs: list[tuple[Mode, HeadSet]] = [("zero", baseline), *((mode, s) for mode in spec.modes for s in others)]
     texts = _texts(context, questions, openings if spec.generation else [], spec)
     done = _kept(context, len(jobs))
-    if context.progress is not None:  # a share of the heads can be a size that was asked for already
+    if context.progress is not None:  # two sizes in percent can be the same number of heads, which is run once
         context.progress(len(done) + max(0, steps(spec) - len(jobs)))
     for block in _blocks(jobs, done):
         records = _block(context, texts, [jobs[n] for n in block])
@@ -153,12 +162,14 @@ def ablate(context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
 
 @dataclass(frozen=True)
 class _Texts:
-    """What every set is tried on.
+    """The texts on which every set of heads is evaluated.
 
-    questions: prompts with choices; openings: prompts to continue, none where generation is not asked for
-    inputs: all texts of the forward pass, of the questions first and then of the neutral text
-    values, opening_values: what edits of `inputs` and of the openings need beside the heads
-    cache: what all sets have in common
+    questions: prompts with choices
+    openings: prompts to continue, none where the experiment does not ask for generation
+    inputs: all texts of the forward pass: the questions, then the parts of the neutral text
+    values: what replaces head outputs in `inputs`
+    opening_values: what replaces head outputs in the openings
+    cache: layer outputs that all sets share
     """
 
     questions: Sequence[TokenizedPrompt]
@@ -170,35 +181,37 @@ class _Texts:
 
 
 def _kept(context: Context, jobs: int) -> dict[int, dict[str, Any]]:
-    """The sets that an earlier run has finished, by their place among the jobs."""
+    """The records of the sets that an earlier run has finished, by their index among the jobs."""
     if context.parts is None:
         return {}
     return {n: rows[0] for n in range(jobs) if (rows := context.parts.get(f"{n:04d}"))}
 
 
 def _blocks(jobs: Sequence[tuple[Mode, HeadSet]], done: Collection[int]) -> list[list[int]]:
-    """Jobs still to do, as many together as go side by side in one pass: of one mode, with similar lowest layers, since
-    what lies below the lowest edited layer is computed once."""
-    from bindscope.engine.conditions import SIDE
+    """Indices of the unfinished jobs, in blocks that run side by side in one pass.
+
+    The jobs of a block have one mode and similar lowest layers, since a pass skips the layers below the lowest edit.
+    """
+    from bindscope.engine.conditions import CONDITIONS_PER_PASS
 
     left = [n for n in range(len(jobs)) if n not in done]
     out: list[list[int]] = []
     for mode in dict.fromkeys(jobs[n][0] for n in left):
-        mine = [n for n in left if jobs[n][0] == mode]
-        mine.sort(key=lambda n: min((layer for layer, _ in jobs[n][1].heads), default=-1))
-        out += [mine[i : i + SIDE] for i in range(0, len(mine), SIDE)]
+        of_mode = [n for n in left if jobs[n][0] == mode]
+        of_mode.sort(key=lambda n: min((layer for layer, _ in jobs[n][1].heads), default=-1))
+        out += [of_mode[i : i + CONDITIONS_PER_PASS] for i in range(0, len(of_mode), CONDITIONS_PER_PASS)]
     return out
 
 
 def _block(context: Context, texts: _Texts, block: Sequence[tuple[Mode, HeadSet]]) -> Rows:
-    """One record per set: what it is, and lists over the prompts."""
+    """A record of each set: the columns of `_SETS`, and lists of scores and margins over the prompts."""
     out: Rows = []
     n, mode = len(texts.questions), block[0][0]
     logs = context.engine.edited(
         texts.inputs, [s.heads for _, s in block], mode, texts.values, cache=texts.cache, progress=context.progress
     )
     for (_, s), each in zip(block, logs, strict=True):
-        known = [_known(question, choices) for question, choices in zip(texts.questions, each[:n], strict=True)]
+        answers = [_answer(question, choices) for question, choices in zip(texts.questions, each[:n], strict=True)]
         loss = np.concatenate([neutral[0] for neutral in each[n:]])
         out.append(
             {
@@ -209,15 +222,15 @@ def _block(context: Context, texts: _Texts, block: Sequence[tuple[Mode, HeadSet]
                 "draw": s.draw,
                 "heads": [f"{layer}.{head}" for layer, head in s.heads],
                 "neutral_loss": float(-loss.astype(np.float64).mean()),
-                "score": [float(correct) for correct, _ in known] + _completion_scores(context, texts, mode, s),
-                "margin": [margin for _, margin in known],
+                "score": [float(correct) for correct, _ in answers] + _completion_scores(context, texts, mode, s),
+                "margin": [margin for _, margin in answers],
             }
         )
     return out
 
 
-def _known(question: TokenizedPrompt, logs: Logs) -> tuple[bool, float]:
-    """Whether the right choice has the highest mean log P per token, and its margin over the best other."""
+def _answer(question: TokenizedPrompt, logs: Logs) -> tuple[bool, float]:
+    """Whether the right choice has the highest mean log P per token, and its margin over the best other choice."""
     values = np.array([float(choice.astype(np.float64).mean()) for choice in logs])
     assert question.prompt.answer is not None
     each = Scores(values, question.prompt.answer)
@@ -230,11 +243,11 @@ def _completion_scores(context: Context, texts: _Texts, mode: Mode, chosen: Head
         return []
     from bindscope.engine.completions import completions
 
-    def under(batch: Sequence[int]) -> AbstractContextManager[object]:
+    def ablated(batch: Sequence[int]) -> AbstractContextManager[object]:
         return context.engine.decoding(chosen.heads, mode, texts.opening_values, batch)
 
-    written = completions(context.engine, texts.openings, [Sampling()], under=under)
-    return [float(scored(view)["score"]) for view in written]
+    views = completions(context.engine, texts.openings, [Sampling()], batch_context=ablated)
+    return [float(scored(view)["score"]) for view in views]
 
 
 def _texts(
@@ -257,7 +270,7 @@ def _texts(
         rng = np.random.default_rng(spec.seed)
         needs = [(q, len(text) - 1) for q, text in zip(questions, whole, strict=True)]
         donors = _donors(needs, known, neutral_ids, rng) + _neutral_donors(neutral_ids, rng)
-        # The last new token is never read, so none is needed in its place.
+        # The model never reads its last new token, so a donor needs no token in that position.
         limits = token_limits(loaded, openings)
         ends = [(o, len(o.encoded.ids) + n - 1) for o, n in zip(openings, limits, strict=True)]
         opening_donors = _donors(ends, known, neutral_ids, rng)
@@ -287,9 +300,12 @@ def _donors(
     neutral: Sequence[tuple[int, ...]],
     rng: np.random.Generator,
 ) -> list[tuple[int, ...]]:
-    """For each prompt a text of another term that has the tokens it needs at least; neutral text where there is none.
+    """For each prompt the tokens of a random text about another term that is long enough, else neutral text.
 
-    texts: term and tokens of each text at hand. Raises PromptError where the neutral text is too short as well.
+    asked: prompts and the number of tokens that each needs
+    texts: term and token ids of each text to choose from
+    neutral: token ids of the parts of the neutral text
+    Raises PromptError where the neutral text is too short as well.
     """
     longest = _joined(neutral)
     out: list[tuple[int, ...]] = []
@@ -297,14 +313,15 @@ def _donors(
         fits = [ids for term, ids in texts if term != prompt.prompt.term and len(ids) >= need]
         if not fits and len(longest) < need:
             raise PromptError(
-                f"resample: no other prompt is as long as {prompt.prompt.id!r} ({need} tokens); use mode mean or zero"
+                f"resample: no text about another term is as long as the prompt {prompt.prompt.id!r} ({need} tokens); "
+                "use mode mean or zero"
             )
         out.append(fits[int(rng.integers(len(fits)))] if fits else longest[:need])
     return out
 
 
 def _neutral_donors(neutral: Sequence[tuple[int, ...]], rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """For each part of the neutral text another one that is as long."""
+    """For each part of the neutral text another part that is at least as long."""
     out: list[tuple[int, ...]] = []
     for n, text in enumerate(neutral):
         others = [t for m, t in enumerate(neutral) if m != n and len(t) >= len(text)]
@@ -313,19 +330,18 @@ def _neutral_donors(neutral: Sequence[tuple[int, ...]], rng: np.random.Generator
 
 
 def _joined(neutral: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The parts of the neutral text in one, with the special token of the first alone."""
+    """The parts of the neutral text as one text; only the first part keeps its special token."""
     return (*neutral[0], *(t for text in neutral[1:] for t in text[1:]))
 
 
 def _check_changed(done: Rows) -> None:
-    """Raises MeasureError where ablating the heads that bind most changes no score: the edit does not reach the
-    model."""
+    """Raises MeasureError where ablating the heads with the highest scores changes no margin."""
     base = done[0]["margin"]
     for record in done[1:]:
         if record["set"] == "top" and record["mode"] != "published" and record["margin"] == base:
             raise MeasureError(
-                f"ablating heads {', '.join(record['heads'])} ({record['mode']}) changes no score at all; "
-                "the edit does not reach the model"
+                f"ablating heads {', '.join(record['heads'])} ({record['mode']}) changes no margin of any question, so "
+                "the edit has no effect on this model; leave the measure ablation out"
             )
 
 

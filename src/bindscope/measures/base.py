@@ -1,15 +1,15 @@
-"""What a measure is: a name, columns, what it needs of a forward pass, on which texts, and a function.
+"""Measures: each declares a name, its columns, what it needs of a forward pass, its prompts, and a function.
 
-Four kinds differ in what their function is given:
+The kinds of measures differ in what their function receives:
 
-    span_measure        spans of k tokens in one text (`view.SpanView`)            one row per prompt that holds the
-    term choice_measure      a question and the log-probabilities of its choices        one row per question and
-    rotation completion_measure  a prompt and the text that the model wrote after it        one row per prompt and
-    sampling head_measure        attention on neutral text                                  one row per head
+    span_measure        spans of k tokens in one text (`view.SpanView`)  one row for each prompt with the term
+    choice_measure      log-probabilities of a question's choices        one row for each question and rotation
+    completion_measure  a prompt and its completion                      one row for each prompt and way of sampling
+    head_measure        attention on neutral text                        one row for each head
 
-A measure that runs passes of its own (`Procedure`) gets the engine itself.
-Nothing outside a measure's file knows its name: nulls, storage, export, documentation, tables and figures work from
-what it declares. This file knows no torch, so declarations can be read without it.
+A `Procedure` is a measure that runs its own forward passes; its function receives the engine.
+Nulls, storage, export, documentation, tables and figures use only what a measure declares, so a new measure is one
+file. This module does not import torch, so declarations can be read without it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ from bindscope.schema import KIND, PER_PROMPT, PROMPT, QUESTION, REASON, TERM, C
 if TYPE_CHECKING:
     from bindscope.measures.procedure import Context
 
-#: Columns of a row of a measure -> its value; a span measure gives arrays with one entry per span.
+#: Column -> value, for one row of a measure; a span measure returns arrays with one entry for each span.
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What all kinds share.
+    """The declaration of a measure, of any kind.
 
-    name: of the measure and its table
+    name: name of the measure and of its first table
     function: computes the values
-    columns: what the function gives
-    value: the column that leads: it has the null, is averaged, drawn and tested
-    title: how that value is called in figures and tables
-    group: measures of one group are asked for by its name ("binding")
-    version: part of every key; raise it when the numbers change
-    implies: measures that are measured with it, since its numbers are read beside theirs
+    columns: the columns that the function returns
+    value: the leading column: it has the null, and tables, figures and tests use it
+    title: name of the leading column in figures and tables
+    by_layer: column that holds the leading value of each layer, "" where there is none
+    group: an experiment can name all measures of a group at once ("binding")
+    version: part of the key of every result; raise it when the numbers change
+    implies: measures that are measured along with this one, because its numbers are compared with theirs
+    Raises RequestError for a name or columns that are not allowed.
     """
 
     name: str
@@ -58,12 +60,14 @@ class Measure:
     version: int = 1
     implies: tuple[str, ...] = ()
 
-    #: Whether it runs passes of its own, beside the one that measures share.
+    #: Whether the measure runs its own forward passes instead of using those that measures share.
     own_pass = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():
-            raise RequestError(f"a measure is called {self.name!r}; use lower case letters, digits and underscores")
+            raise RequestError(
+                f"the name of a measure is {self.name!r}; use lower case letters, digits and underscores only"
+            )
         try:
             _ = self.tables
         except SchemaError as error:
@@ -71,32 +75,35 @@ class Measure:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """What it stores; the first table has the name of the measure."""
-        raise TypeError(f"{type(self).__name__} does not say what it stores")
+        """The tables that the measure stores; the first has the name of the measure."""
+        raise TypeError(f"{type(self).__name__} does not define `tables`")
 
     @property
     def identity(self) -> str:
-        """Part of the key of every result: name and version, and the source code of a measure from outside."""
+        """The part of the key of every result that identifies the measure.
+
+        It holds the name and the version, and for a measure outside of this package a digest of its source code.
+        """
         code = "" if self.function.__module__.split(".")[0] == "bindscope" else _source_digest(self.function)
         return f"{self.name} {self.version} {code}".strip()
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Those that it is measured on: no other prompt changes its numbers."""
-        raise TypeError(f"{type(self).__name__} does not say what it is measured on")
+        """The prompts on which the measure depends, out of all prompts of an experiment."""
+        raise TypeError(f"{type(self).__name__} does not define `prompts`")
 
     def protocol(self, protocol: Protocol) -> Protocol:
-        """The choices that change its numbers: others are put back to their default."""
+        """The protocol settings on which the measure depends; the other settings are set to their defaults."""
         return replace(protocol, ablation=None)
 
     def steps(self, prompts: Sequence[Prompt], protocol: Protocol) -> int:
-        """How many steps of progress it reports of its own, beside the shared pass over the prompts."""
+        """The number of progress steps that the measure reports besides those of the shared passes."""
         return 0
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 
     def __reduce__(self) -> Any:
-        """A measure of an importable module is sent to other processes by its name."""
+        """Pickle a measure of an importable module by its name, so that it can be sent to other processes."""
         module, name = self.function.__module__, self.function.__name__
         if getattr(sys.modules.get(module), name, None) is self and module != "__main__":
             return _by_name, (module, name)
@@ -119,7 +126,7 @@ def _by_name(module: str, name: str) -> Any:
 
 
 def _source_digest(function: Callable[..., Any]) -> str:
-    """Of the file that the function stands in, or of its own text where it stands in none (a notebook, a shell)."""
+    """A digest of the file that defines the function, or of its bytecode where there is no file (a notebook)."""
     try:
         text = inspect.getsource(inspect.getmodule(function) or function)
     except (OSError, TypeError):
@@ -130,11 +137,12 @@ def _source_digest(function: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class SpanMeasure(Measure):
-    """Numbers of a span of tokens inside a text.
+    """A measure of a span of tokens in a text; its function receives a `view.SpanView`.
 
-    needs: what the function reads, see `Needs`
-    null: "windows" compares the leading value with that of every window of k tokens that does not touch the term
-    null_means: list columns whose mean over those windows is stored too, as null_<column>
+    needs: what the function reads of the forward pass
+    null: "windows" compares the leading value with its value on every window of k tokens that does not overlap the
+        term; None for no null
+    null_means: list columns whose mean over those windows is stored as null_<column>
     """
 
     needs: Needs = field(default_factory=Needs)
@@ -143,12 +151,16 @@ class SpanMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """The table of the measure, with the columns of its null, and the table of windows where it has a null."""
         declared = {column.name: column for column in self.columns}
         columns = [PROMPT, TERM, REASON, *(_nullable(column) for column in self.columns)]
         if self.null is None:
             return (self._table(PER_PROMPT, columns),)
         if self.value not in declared:
-            raise SchemaError(f"a null needs a leading value, and {self.value!r} is none of its columns")
+            raise SchemaError(
+                f"the leading value {self.value!r}, which has a null, is not among the columns "
+                f"{', '.join(declared)}; declare the column, or set null=None"
+            )
         value = declared[self.value]
         columns += null_columns(value)
         columns += [
@@ -175,20 +187,22 @@ class SpanMeasure(Measure):
         return (self._table(PER_PROMPT, columns), windows)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts in which spans are measured."""
         return [replace(p, rubric=None, max_tokens=None) for p in prompts if p.binds]
 
 
 def _nullable(column: Column) -> Column:
-    """A column of a span has no value where the prompt has no span."""
+    """The column with the note that it has no value where the prompt has no span."""
     return replace(column, missing=f"{column.missing} or reason" if column.reasons else column.missing or "reason")
 
 
 @dataclass(frozen=True)
 class HeadMeasure(Measure):
-    """A number of every head, from its attention on neutral text. The function is given bands of attention."""
+    """A measure of every head on neutral text; its function receives a `view.NeutralView`."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per head."""
         place = (
             Column("layer", "integer", "from 0", range=(0, None)),
             Column("head", "integer", "from 0", range=(0, None)),
@@ -196,27 +210,30 @@ class HeadMeasure(Measure):
         return (self._table("a head", (*place, *self.columns)),)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """No prompts: the measure reads neutral text only."""
         return []
 
 
 @dataclass(frozen=True)
 class ChoiceMeasure(Measure):
-    """Numbers of a question from the log-probabilities of its choices, in every rotation."""
+    """A measure of a question in one rotation of its choices; its function receives a `view.ChoiceView`."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per question and rotation."""
         return (self._table("a question in one rotation", (PROMPT, QUESTION, TERM, KIND, *self.columns)),)
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The recognition questions."""
         return [replace(p, rubric=None, max_tokens=None) for p in prompts if p.task == "recognition"]
 
 
 @dataclass(frozen=True)
 class CompletionMeasure(Measure):
-    """Numbers of the text that the model writes after an opening.
+    """A measure of the completion of an opening; its function receives an `engine.data.CompletionView`.
 
     sampling: how tokens are chosen, one completion for each
-    shots: what may stand in front of the opening
+    shots: which prompts are continued, by what is put in front of the opening
     """
 
     sampling: tuple[Sampling, ...] = (Sampling(),)
@@ -226,33 +243,38 @@ class CompletionMeasure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """A table with a row per opening and way of sampling."""
         return (self._table("an opening and a way of sampling", (PROMPT, QUESTION, TERM, KIND, *self.columns)),)
 
     @property
     def identity(self) -> str:
+        """The identity of `Measure`, with the ways of sampling."""
         return f"{super().identity} {[(s.temperature, s.seed) for s in self.sampling]}"
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The openings after the shots of the measure."""
         return [p for p in prompts if p.task == "generation" and p.shot in self.shots]
 
     def steps(self, prompts: Sequence[Prompt], protocol: Protocol) -> int:
+        """A step for each completion."""
         return len(self.prompts(prompts)) * len(self.distinct)
 
     @property
     def distinct(self) -> list[Sampling]:
-        """The samplings that can differ: at temperature 0 the seed has no part."""
+        """The samplings that can give different completions: at temperature 0 the seed has no effect."""
         return list(dict.fromkeys(s if s.temperature else Sampling() for s in self.sampling))
 
     def protocol(self, protocol: Protocol) -> Protocol:
+        """The settings without those of questions and ablation."""
         return replace(protocol, format=None, order=None, ablation=None)
 
 
 @dataclass(frozen=True)
 class Procedure(Measure):
-    """A measure that runs passes of its own: its function is given a `procedure.Context` and returns the tables.
+    """A measure that runs its own forward passes; its function receives a `procedure.Context` and returns the tables.
 
     stored: its tables, the first with the name of the measure
-    count: prompts and protocol -> how many steps of progress it reports
+    count: gives the number of progress steps from the prompts and the protocol
     """
 
     stored: tuple[Table, ...] = ()
@@ -262,119 +284,20 @@ class Procedure(Measure):
 
     @property
     def tables(self) -> tuple[Table, ...]:
+        """The tables that the declaration lists."""
         return self.stored
 
     def prompts(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts in which spans are measured."""
         return [p for p in prompts if p.binds]
 
     def protocol(self, protocol: Protocol) -> Protocol:
+        """All settings."""
         return protocol
 
     def steps(self, prompts: Sequence[Prompt], protocol: Protocol) -> int:
+        """The number of steps that `count` gives."""
         return self.count(prompts, protocol)
 
     def __call__(self, context: Context) -> Mapping[str, Mapping[str, Sequence[Any]]]:
         return self.function(context)  # type: ignore[no-any-return]
-
-
-def span_measure(
-    *,
-    columns: Sequence[Column],
-    value: str,
-    needs: Needs,
-    name: str = "",
-    title: str = "",
-    by_layer: str = "",
-    null: Literal["windows"] | None = "windows",
-    null_means: Sequence[str] = (),
-    group: str = "",
-    version: int = 1,
-) -> Callable[[Callable[..., Values]], SpanMeasure]:
-    """Make a function of a `SpanView` a measure; the arguments are the fields of `Measure` and `SpanMeasure`.
-
-    The function returns, for each column, an array whose first axis is the spans. Its name is the measure's name.
-    """
-
-    def decorate(function: Callable[..., Values]) -> SpanMeasure:
-        return SpanMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            by_layer=by_layer,
-            group=group,
-            version=version,
-            needs=needs,
-            null=null,
-            null_means=tuple(null_means),
-        )
-
-    return decorate
-
-
-def choice_measure(
-    *, columns: Sequence[Column], value: str, name: str = "", title: str = "", group: str = "", version: int = 1
-) -> Callable[[Callable[..., Values]], ChoiceMeasure]:
-    """Make a function of a `ChoiceView` a measure: it returns a value for each column."""
-
-    def decorate(function: Callable[..., Values]) -> ChoiceMeasure:
-        return ChoiceMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            group=group,
-            version=version,
-        )
-
-    return decorate
-
-
-def completion_measure(
-    *,
-    columns: Sequence[Column],
-    value: str,
-    name: str = "",
-    title: str = "",
-    sampling: Sequence[Sampling] = (Sampling(),),
-    shots: Sequence[Shot] = ("zero",),
-    implies: Sequence[str] = (),
-    version: int = 1,
-) -> Callable[[Callable[..., Values]], CompletionMeasure]:
-    """Make a function of a `CompletionView` a measure: it returns a value for each column."""
-
-    def decorate(function: Callable[..., Values]) -> CompletionMeasure:
-        return CompletionMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            version=version,
-            sampling=tuple(sampling),
-            shots=tuple(shots),
-            implies=tuple(implies),
-        )
-
-    return decorate
-
-
-def head_measure(
-    *, columns: Sequence[Column], value: str, name: str = "", title: str = "", group: str = "", version: int = 1
-) -> Callable[[Callable[..., Values]], HeadMeasure]:
-    """Make a function of a `NeutralView` a measure: it returns an array (layers, heads) for each column."""
-
-    def decorate(function: Callable[..., Values]) -> HeadMeasure:
-        return HeadMeasure(
-            name=name or function.__name__,
-            function=function,
-            columns=tuple(columns),
-            value=value,
-            title=title,
-            group=group,
-            version=version,
-        )
-
-    return decorate

@@ -1,11 +1,12 @@
-"""How the head of EB* spreads its attention: over neighbours, to the first token, and among the heads of its layer."""
+"""The attention of the head that gives EB*: to adjacent tokens, to the term's first token, and within its layer."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.eb_star import SHARE, SOURCE, at_best_head
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
@@ -38,6 +39,10 @@ from bindscope.schema import Column
     ],
 )
 def best_head(view: SpanView) -> Values:
+    """Attention weights and entropy at the head that gives EB*, each (n,).
+
+    entropy = -sum_h p_h ln p_h with p_h = BSI_h / sum BSI over the heads of the best layer (Tran 2026).
+    """
     pairs = [(i, d) for i in range(1, view.k) for d in range(1, i + 1)]
     adjacent = view.pairs[..., [n for n, (_, d) in enumerate(pairs) if d == 1]].mean(-1)
     eb = view.bsi.max(2) - view.bsi.mean(2)

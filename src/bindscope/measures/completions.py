@@ -1,4 +1,4 @@
-"""What generation, few-shot and variability have in common: a completion, scored by the keywords of a rubric."""
+"""The columns and the scoring of completions, which generation, few_shot and variability share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ COLUMNS = (
 
 
 def scored(view: CompletionView) -> Values:
-    """A value for each of `COLUMNS`. Raises MeasureError for a prompt without a rubric."""
+    """A completion scored by the keywords of its rubric: a value for each of `COLUMNS`.
+
+    Raises MeasureError for a prompt without a rubric.
+    """
     prompt = view.prompt
     if prompt.rubric is None:
         raise MeasureError(f"the prompt {prompt.id!r} has no rubric, so its completion cannot be scored")

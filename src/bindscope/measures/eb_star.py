@@ -1,7 +1,7 @@
-"""EB*: how far the head that binds the term's tokens most stands above the mean head of its layer (Tran 2026).
+"""EB*: the difference in BSI between the highest head of a layer and the layer's mean, at the best layer (Tran 2026).
 
 BSI[l, h] is the mean over pairs i > j of A[s_i, s_j]; EB[l] = max_h BSI - mean_h BSI; EB* = max_l EB[l]. The mean over
-all pairs falls with the number of tokens k: a head that always looks at the previous token has BSI = 2 / k.
+all pairs falls with the number of tokens k: a head that always attends to the previous token has BSI = 2 / k.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
 
@@ -49,6 +50,7 @@ SHARE, SOURCE = "share of attention", "Tran 2026, section 3"
     ],
 )
 def eb_star(view: SpanView) -> Values:
+    """EB* (n,), EB of each layer (n, L), the best layer and head (n,), and BSI (n, L, H) (Tran 2026, section 3)."""
     bsi = view.bsi  # (n, L, H)
     eb = bsi.max(2) - bsi.mean(2)
     layer = eb.argmax(1)
@@ -57,6 +59,10 @@ def eb_star(view: SpanView) -> Values:
 
 
 def at_best_head(view: SpanView, values: np.ndarray) -> np.ndarray:
-    """Of values (n, L, H) those of the head that has the largest BSI in the layer of EB*: (n,)."""
+    """The values (n,) at the head with the largest BSI in the layer of EB*.
+
+    view: the spans
+    values: (n, L, H) a value of every head
+    """
     best = eb_star(view)
     return np.asarray(values[np.arange(view.n), best["best_layer"], best["best_head"]])

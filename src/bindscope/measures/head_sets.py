@@ -1,4 +1,4 @@
-"""Heads ranked by how much they bind, and the sets of heads that are ablated to see whether it matters."""
+"""Ranks heads by how much they bind, and chooses the sets of heads to ablate."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class HeadSet:
     """Heads that are ablated together.
 
-    ranking: what they were chosen by, None for the baseline
+    ranking: the score that the heads were ranked by, None for the baseline
     name: baseline, top, bottom or random
-    k: how many heads, or groups of heads
-    draw: number of a random set
+    k: number of heads, or of groups of heads
+    draw: number of a random set, from 0
     heads: (layer, head) of each, from 0
     """
 
@@ -38,14 +38,21 @@ class HeadSet:
 
 
 def scores(context: Context, prompts: Sequence[TokenizedPrompt]) -> tuple[dict[Ranking, Array], str]:
-    """(L, H) by ranking, means over the prompts: BSI, BSI less the head's own window null, previous-token score.
+    """Scores (L, H) of every head by ranking, and the reason why there is no ranking by excess ("" where there is one).
 
-    The second value says why there is no ranking by excess, "" where there is one.
-    Raises RequestError where no prompt has a span.
+    bsi is the mean BSI over the prompts, excess is BSI less the head's mean BSI on windows, and previous_token is the
+    previous-token score.
+
+    context: engine, protocol and previous-token scores
+    prompts: the prompts on which heads are ranked
+    Raises RequestError where no prompt has a span, MeasureError where EB* cannot be computed.
     """
     spans = [(n, prompt) for n, prompt in enumerate(prompts) if prompt.span is not None]
     if not spans:
-        raise RequestError("no prompt is left to rank heads on: none has the term in two tokens or more")
+        raise RequestError(
+            f"none of the {len(prompts)} prompts for ranking heads has its term in two tokens or more; add terms that "
+            "the tokenizer splits"
+        )
     ks = sorted({prompt.span.k for _, prompt in spans if prompt.span})
     engine, failures = context.engine, dict[str, str]()
     tables = SpanTables(
@@ -67,11 +74,15 @@ def scores(context: Context, prompts: Sequence[TokenizedPrompt]) -> tuple[dict[R
 
 
 def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str = "") -> Iterator[HeadSet]:
-    """The baseline, then for each ranking and size the top, the bottom and the random sets.
+    """Yield the baseline, then for each ranking and size the top, the bottom and the random sets.
 
-    ranked: (L, H) by ranking; groups: key-value heads; lacking: why there is no ranking by excess. The bottom set of
-    named heads is the lowest by BSI.
-    Raises RequestError for sizes and heads that the model does not have, and for a ranking that there is not.
+    Named heads are the top set of their ranking; its bottom set holds the heads with the lowest BSI.
+
+    ranked: ranking -> (L, H) scores
+    spec: the ablation settings
+    groups: number of key-value heads in a layer
+    lacking: why there is no ranking by excess
+    Raises RequestError for sizes and heads that the model does not have, and for a ranking without scores.
     """
     yield HeadSet(ranking=None, name="baseline", k=0, draw=0, heads=())
     for ranking in spec.rankings:
@@ -86,7 +97,8 @@ def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str
         for size in dict.fromkeys(_size(s, values.size) for s in spec.sizes(ranking)):
             if not 1 <= size <= values.size // 2:
                 raise RequestError(
-                    f"k {size} does not fit: the model has {values.size} {what}s, and k may be half of them"
+                    f"ablation cannot use k = {size}: the model has {values.size} {what}s; use a k from 1 to "
+                    f"{values.size // 2}"
                 )
             top = order[:size]
             if ranking == "named":
@@ -107,7 +119,7 @@ def sets(ranked: dict[Ranking, Array], spec: Ablation, groups: int, lacking: str
 
 
 def _size(size: int | str, total: int) -> int:
-    """A number, or a share of all heads, at least one."""
+    """A number of heads; a percentage is taken of all heads and gives at least one."""
     return max(1, round(float(size.rstrip("%")) / 100 * total)) if isinstance(size, str) else size
 
 
@@ -116,11 +128,11 @@ def _heads(units: Sequence[Head], per: int) -> tuple[Head, ...]:
 
 
 def _random(top: Sequence[Head], shape: tuple[int, ...], scope: str, rng: np.random.Generator) -> list[Head]:
-    """As many units from the whole model, or as many from each layer as the top has there.
+    """A random set as large as the top set: from the whole model, or from each layer as many as the top set has there.
 
-    Top units may be drawn: only then is the top set, under the null that ranking and effect have nothing to do with
-    each other, one more draw of the same kind, and p = (b + 1) / (R + 1) exact. Without them p is too small, the more
-    so the larger the share of the heads that is top (6 of 12: 46% of p below 0.05).
+    The draw includes the units of the top set. Only then is the top set, under the null hypothesis that ranking and
+    effect are unrelated, one more draw of the same kind, and p = (b + 1) / (R + 1) is exact. Without them p is too
+    small, and more so where the top set holds more of the heads (with 6 of 12 heads, 46% of p are below 0.05).
     """
     L, U = shape
     if scope == "model":

@@ -1,15 +1,16 @@
-"""Where the term's last token looks: whole attention rows of the heads that bind it most."""
+"""The whole attention rows of the term's last token, in the heads with the largest BSI."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
 
-#: Heads whose rows are kept.
+#: Number of heads whose rows are stored.
 _HEADS = 5
 
 
@@ -34,6 +35,7 @@ _HEADS = 5
     ],
 )
 def last_row(view: SpanView) -> Values:
+    """The largest BSI (n,), the heads with the largest BSI (n, 5), and their rows (n, 5, S)."""
     bsi = view.bsi.reshape(view.n, -1)
     top = np.argsort(-bsi, axis=1, kind="stable")[:, :_HEADS]
     rows = view.last_row.reshape(view.n, bsi.shape[1], -1)

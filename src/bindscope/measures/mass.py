@@ -1,6 +1,7 @@
-"""EB*_mass: EB* from the attention that goes to earlier tokens of the term in all, which does not fall with k.
+"""EB*_mass: EB* computed from summed attention to the term's earlier tokens, which does not fall with k.
 
-mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j]; it equals BSI at k = 2. EB*_mass = max_l (max_h - mean_h).
+mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j]; it equals BSI at k = 2.
+EB*_mass = max_l (max_h mass - mean_h mass).
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.eb_star import SHARE
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
@@ -33,7 +35,8 @@ from bindscope.schema import Column
     ],
 )
 def mass(view: SpanView) -> Values:
-    row_ends = np.cumsum(np.arange(view.k))  # pairs of token i stand between the ends i - 1 and i
+    """EB*_mass (n,) and the mass of every head (n, L, H)."""
+    row_ends = np.cumsum(np.arange(view.k))  # the pairs of token i are those from row_ends[i - 1] to row_ends[i]
     sums = [view.pairs[..., row_ends[i - 1] : row_ends[i]].sum(-1) for i in range(1, view.k)]
     each = np.stack(sums, -1).mean(-1)  # (n, L, H)
     return {"eb_star_mass": (each.max(2) - each.mean(2)).max(1), "mass": each}

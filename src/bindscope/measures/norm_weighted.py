@@ -1,7 +1,7 @@
-"""EB* with attention counted by what it carries: a head that attends to a null value binds nothing.
+"""EB* from norm-weighted attention: attention to a value vector of norm zero has no effect and does not count.
 
-The weight of key j for head h at position i is ||A[i, j] v_j W_O^h|| as a share of the same over all keys of i
-(Kobayashi et al. 2020, arXiv:2004.10102), W_O^h the head's rows of the output projection.
+The weight of key j for head h at position i is ||A[i, j] v_j W_O^h||, divided by the sum of these norms over all keys
+of i (Kobayashi et al. 2020, arXiv:2004.10102). W_O^h is the head's rows of the output projection.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.eb_star import SHARE
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
@@ -21,7 +22,7 @@ _UNKNOWN = "the output projection of this architecture is not known"
 @span_measure(
     title="EB* by norms",
     value="eb_star_value",
-    needs=Needs(carried=True),
+    needs=Needs(norm_weighted=True),
     null=None,
     group="binding",
     columns=[
@@ -47,6 +48,7 @@ _UNKNOWN = "the output projection of this architecture is not known"
     ],
 )
 def norm_weighted(view: SpanView) -> Values:
+    """EB* (n,) and BSI (n, L, H) from norm-weighted attention (Kobayashi et al. 2020)."""
     below = np.tril_indices(view.k, -1)
-    bsi = view.carried[..., below[0], below[1]].mean(-1)  # (1, L, H)
+    bsi = view.norm_weighted[..., below[0], below[1]].mean(-1)  # (1, L, H)
     return {"eb_star_value": (bsi.max(2) - bsi.mean(2)).max(1), "value_bsi": bsi}

@@ -1,9 +1,9 @@
-"""The window null: a term's value beside that of every other run of k tokens in the prompts of the experiment.
+"""The window null: compares a term's value with the values of all windows of k tokens in the experiment's prompts.
 
-Windows do not touch the prompt's own term, position 0 or special tokens. Carrier sentences have a pool of their own, so
-adding control groups to an experiment changes no number of its questions. Texts that begin alike give equal numbers as
-far as they agree, so a window is counted once for each distinct text up to its end: repeating a sentence does not make
-thirty windows out of ten.
+Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences form a pool of
+their own, so control groups change no number of the questions. Two texts with the same beginning have the same
+attention there, so a window counts once for each distinct text up to its end. Otherwise ten windows of a sentence that
+is repeated three times would count as thirty.
 """
 
 from __future__ import annotations
@@ -20,27 +20,39 @@ from numpy.typing import NDArray
 from bindscope.engine.data import Array
 from bindscope.engine.positions import position_bins
 from bindscope.measures.base import SpanMeasure, Values
+from bindscope.schema import Cells
 
-#: Length of the windows, and whether they stand in carrier sentences.
+#: Length of the windows in tokens, and whether they are in carrier sentences.
 Pool = tuple[int, bool]
 
 
 def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.int64]:
-    """Where windows of k tokens begin in a text of `length` tokens that avoid position 0 and the `forbidden` ones."""
+    """Start positions (n,) of all windows of k tokens in a text that avoid position 0 and some other positions.
+
+    length: tokens of the text
+    k: tokens of a window
+    forbidden: positions that no window may contain
+    """
     blocked = np.zeros(length, dtype=np.int64)
     blocked[[0, *forbidden]] = 1
-    before = np.concatenate([[0], blocked.cumsum()])  # blocked positions in front of each
+    before = np.concatenate([[0], blocked.cumsum()])  # number of blocked positions before each position
     return np.flatnonzero(before[k:] == before[:-k]) if k <= length else np.empty(0, dtype=np.int64)
 
 
 class NewWindows:
-    """Finds the windows of a text that no earlier text had."""
+    """Finds the windows of a text that did not occur in an earlier text."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[int, bool, bytes]] = set()
 
     def starts(self, ids: tuple[int, ...], k: int, carrier: bool, forbidden: Iterable[int]) -> NDArray[np.int64]:
-        """Positions, (n,), at which windows of k tokens begin."""
+        """Start positions (n,) of the new windows of k tokens in a text.
+
+        ids: token ids of the text
+        k: tokens of a window
+        carrier: whether the text is a carrier sentence
+        forbidden: positions that no window may contain
+        """
         starts = window_starts(len(ids), k, forbidden)
         digests = _prefix_digests(ids)
         names = [(k, carrier, digests[s + k - 1]) for s in starts]
@@ -60,72 +72,105 @@ def _prefix_digests(ids: tuple[int, ...]) -> list[bytes]:
 
 @dataclass
 class _Windows:
-    """The windows of one pool: prompt, start and value of each, and sums of the list columns."""
+    """The windows of one pool.
+
+    prompts, starts, values: each prompt, with the start positions (n,) and values (n,) of its windows
+    sums: list column -> sum over the windows
+    """
 
     prompts: list[str] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    starts: list[NDArray[np.int64]] = field(default_factory=list)
+    values: list[Array] = field(default_factory=list)
     sums: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
+
+    def parts(self) -> Iterator[tuple[str, NDArray[np.int64], Array]]:
+        """Each prompt with its starts and values."""
+        return zip(self.prompts, self.starts, self.values, strict=True)
 
 
 class WindowNull:
-    """Collects the windows of one measure; `compare` sets a value beside them."""
+    """Collects the windows of one measure and compares values with them."""
 
     def __init__(self, measure: SpanMeasure, least: int) -> None:
-        """least: how many windows a null must have."""
+        """Start with no windows.
+
+        measure: the measure whose leading value is compared
+        least: number of windows that a comparison needs
+        """
         self._measure, self._least = measure, least
         self._pools: dict[Pool, _Windows] = defaultdict(_Windows)
         self._samples: dict[Pool, tuple[Array, NDArray[np.int64]]] = {}
 
     def add(self, pool: Pool, prompt: str, starts: NDArray[np.int64], values: Values) -> None:
-        """Windows of one prompt that begin at `starts` (n,), with what the measure's function gave for them."""
+        """Add windows of one prompt.
+
+        pool: length of the windows, and whether they are in a carrier sentence
+        prompt: id of the prompt
+        starts: (n,) start positions
+        values: what the measure's function returned for the windows
+        """
         kept = self._pools[pool]
-        kept.prompts += [prompt] * len(starts)
-        kept.starts += starts.tolist()
-        kept.values += np.asarray(values[self._measure.value], dtype=np.float64).tolist()
+        kept.prompts.append(prompt)
+        kept.starts.append(starts)
+        kept.values.append(np.asarray(values[self._measure.value], dtype=np.float64))
         for name in self._measure.null_means:
             kept.sums[name] = kept.sums[name] + np.asarray(values[name], dtype=np.float64).sum(0).ravel()
         self._samples.pop(pool, None)
 
     def compare(self, pool: Pool, value: float, start: int) -> dict[str, Any]:
-        """The columns of `schema.null_columns`, and the means of the list columns."""
+        """The columns of `schema.null_columns` and the means of the list columns, for one value.
+
+        pool: the windows to compare with
+        value: the leading value of the term's span
+        start: position of the span, whose bin selects the windows of the columns position_...
+        """
         values, bins = self._sample(pool)
         near = values[bins == position_bins(np.asarray(start))]
         row: dict[str, Any] = {}
         for prefix, sample in (("", values), ("position_", near)):
-            row |= {f"{prefix}{name}": v for name, v in against(value, sample, self._least).items()}
+            row |= {f"{prefix}{name}": v for name, v in compare_with_null(value, sample, self._least).items()}
         for name in self._measure.null_means:
             enough = row["null_reason"] is None
             row[f"null_{name}"] = self._pools[pool].sums[name] / len(values) if enough else None
         return row
 
     def _sample(self, pool: Pool) -> tuple[Array, NDArray[np.int64]]:
-        """Values of the windows that have one, (n,), and the bins of their positions."""
+        """Values (n,) of the windows that have one, and the bins (n,) of their positions."""
         if pool not in self._samples:
             kept = self._pools[pool] if pool in self._pools else _Windows()
-            values = np.asarray(kept.values, dtype=np.float64)
-            bins = position_bins(np.asarray(kept.starts, dtype=np.int64))
+            values = np.concatenate([np.empty(0), *kept.values])
+            bins = position_bins(np.concatenate([np.empty(0, np.int64), *kept.starts]))
             there = ~np.isnan(values)
             self._samples[pool] = values[there], bins[there]
         return self._samples[pool]
 
-    def columns(self) -> dict[str, list[Any]]:
-        """The table of windows."""
-        rows = list(self._rows())
-        names = ("prompt", "carrier", "k", "start", self._measure.value)
-        return {name: [row[n] for row in rows] for n, name in enumerate(names)}
+    def columns(self) -> dict[str, Cells]:
+        """The table of windows, as column -> values."""
+        kept = [(k, carrier, *part) for (k, carrier), pool in self._pools.items() for part in pool.parts()]
+        counts = [len(starts) for *_, starts, _ in kept]
+        return {
+            "prompt": np.repeat(np.array([prompt for _, _, prompt, _, _ in kept], dtype=object), counts),
+            "carrier": np.repeat(np.array([carrier for _, carrier, *_ in kept], dtype=bool), counts),
+            "k": np.repeat(np.array([k for k, *_ in kept], dtype=np.int64), counts),
+            "start": np.concatenate([np.empty(0, np.int64), *(starts for *_, starts, _ in kept)]),
+            self._measure.value: np.concatenate([np.empty(0), *(values for *_, values in kept)]),
+        }
 
-    def _rows(self) -> Iterator[tuple[str, bool, int, int, float]]:
-        for (k, carrier), kept in self._pools.items():
-            for prompt, start, value in zip(kept.prompts, kept.starts, kept.values, strict=True):
-                yield prompt, carrier, k, start, value
 
+def compare_with_null(value: float, null: Array, least: int) -> dict[str, Any]:
+    """Compare a value with null values of the same quantity.
 
-def against(value: float, null: Array, least: int) -> dict[str, Any]:
-    """One value beside a sample of null values (n,) of the same quantity; `least` of them are needed.
+    value: the value
+    null: (n,) null values
+    least: number of null values that a comparison needs
 
-    null_n; null_mean; excess: the value less that mean; percentile: rank of the value among the null values and itself,
-    (b + 1) / (n + 1) with b the null values that are not above it; null_reason: why the three are None.
+    Returns
+    null_n: number of null values
+    null_mean: their mean
+    excess: the value less that mean
+    percentile: rank of the value among the null values and itself, (b + 1) / (n + 1), where b null values are not above
+        it
+    null_reason: why null_mean, excess and percentile are None, else None
     """
     n = len(null)
     row: dict[str, Any] = {"null_n": n, "null_mean": None, "excess": None, "percentile": None, "null_reason": None}

@@ -138,7 +138,7 @@ class _Sums:
             try:
                 values = measure.function(view)
                 check_shapes(measure, values, view.n)
-            except Exception as error:  # whatever a measure does, the others are kept
+            except Exception as error:  # any error of one measure must not stop the others
                 self._failures[measure.name] = failure(measure.name, error)
                 continue
             self._add(self._values, measure.name, first, values[measure.value])

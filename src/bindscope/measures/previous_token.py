@@ -1,10 +1,11 @@
-"""How much every head looks at the previous token on neutral text (Olsson et al. 2022, arXiv:2209.11895)."""
+"""The mean attention of every head to the previous token on neutral text (Olsson et al. 2022, arXiv:2209.11895)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from bindscope.measures.base import Values, head_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import head_measure
 from bindscope.measures.view import NeutralView
 from bindscope.schema import Column
 
@@ -25,5 +26,6 @@ from bindscope.schema import Column
     ],
 )
 def previous_token(view: NeutralView) -> Values:
+    """The previous-token score of every head, (L, H) (Olsson et al. 2022)."""
     rows = [band[:, :, view.first + 1 :, 1].astype(np.float64) for band in view.bands]
     return {"previous_token_score": np.concatenate(rows, 2).mean(2)}

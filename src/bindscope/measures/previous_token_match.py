@@ -1,11 +1,12 @@
-"""Are the heads that bind the term those that always look at the previous token?"""
+"""Are the heads that bind the term previous-token heads?"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
 
@@ -30,6 +31,7 @@ from bindscope.schema import Column
     ],
 )
 def previous_token_match(view: SpanView) -> Values:
+    """The correlation of BSI and previous-token score over heads, and whether both have the same best head, (n,)."""
     score = view.previous_token.ravel()
     bsi = view.bsi.reshape(view.n, -1)
     r = [np.corrcoef(x, score)[0, 1] if x.std() and score.std() else np.nan for x in bsi]

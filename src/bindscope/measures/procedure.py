@@ -1,4 +1,4 @@
-"""What a measure that runs passes of its own is given."""
+"""The input of a measure that runs its own forward passes (`base.Procedure`)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
     from bindscope.engine.engine import Engine
     from bindscope.engine.prepare import TokenizedPrompt
 
-#: Rows of a part: plain values that JSON can hold.
+#: Rows of a part; their values can be written as JSON.
 Rows = list[dict[str, Any]]
 
 
 class Parts(Protocol):
-    """Where finished parts of a long measurement are kept, so that an interrupted one goes on."""
+    """Stores finished parts of a long measurement, so that an interrupted one can continue."""
 
     def get(self, name: str) -> Rows | None:
-        """The rows of a part; None where it is absent or damaged."""
+        """The rows of a stored part; None where it is absent or damaged."""
         ...
 
     def put(self, name: str, rows: Rows) -> None:
-        """Keep a part."""
+        """Store a part."""
         ...
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the function of a `Procedure` works with.
+    """The input of the function of a `Procedure`.
 
-    engine: the model, with the hook in place
-    prompts: every prompt of the experiment, as token ids
+    engine: the model, with the hook installed
+    prompts: every prompt of the experiment, tokenized
     choices: the protocol of the experiment
     previous_token: (L, H) previous-token scores on neutral text
-    parts: where finished parts are kept, None if they are not
-    progress: is told how many steps are done
+    parts: stores finished parts, None where they are not stored
+    progress: called with the number of finished steps, or the fraction of a step
     """
 
     engine: Engine

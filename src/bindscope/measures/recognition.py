@@ -1,9 +1,9 @@
 """Recognition: which choice does the model prefer after the question?
 
-The log-probability of every choice is kept, so that every normalisation can be computed later: raw (the sum), per token
-(Tran 2026), per byte of the choice's text, and PMI, the sum less the log-probability of the same text after a neutral
-premise (Holtzman et al. 2021, arXiv:2104.08315). The margin, score of the right choice less the best other score, moves
-before accuracy does.
+Each choice has four scores: raw (the sum of its log-probabilities), per token (Tran 2026), per byte of the choice's
+text, and PMI, the sum less the log-probability of the same text after a neutral premise (Holtzman et al. 2021,
+arXiv:2104.08315). The log-probability of every choice is stored, so that other scores can be computed later. The
+margin is the score of the right choice less the best other score; it changes before accuracy does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bindscope.measures.base import Values, choice_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import choice_measure
 from bindscope.measures.view import ChoiceView
 from bindscope.schema import Column, Type
 
@@ -35,22 +36,24 @@ class Scores:
 
     @property
     def predicted(self) -> int:
-        """Index of the first of the highest."""
+        """Index of the choice with the highest score, the first of them in a tie."""
         return int(self.values.argmax())
 
     @property
     def margin(self) -> float:
-        """score(gold) - max score(other); 0 is a tie."""
+        """The score of the right choice less the highest other score; 0 is a tie."""
         return float(self.values[self.gold] - np.delete(self.values, self.gold).max())
 
 
 def scores(
     sums: Sequence[float], tokens: Sequence[int], choices: Sequence[str], unconditional: Sequence[float], gold: int
 ) -> Mapping[str, Scores]:
-    """All normalisations of the summed log-probabilities (nats), by the names in `SCORES`.
+    """The scores of the choices under every normalisation, by the names in `SCORES`.
 
-    sums, tokens, choices, unconditional: for each choice its log-probability, number of tokens, text, and
-        log-probability after the neutral premise
+    sums: log-probability of each choice (nats)
+    tokens: number of tokens of each choice
+    choices: text of each choice
+    unconditional: log-probability of each choice after the neutral premise (nats)
     gold: index of the right choice
     """
     raw = np.asarray(sums, dtype=np.float64)
@@ -105,6 +108,7 @@ def _columns() -> Iterator[Column]:
 
 @choice_measure(columns=tuple(_columns()), value="margin_per_token", title="Margin", group="recognition")
 def recognition(view: ChoiceView) -> Values:
+    """The log-probabilities of the choices, and the prediction and margin of every score, for one question."""
     prompt = view.prompt
     assert prompt.answer is not None
     sums = [float(values.astype(np.float64).sum()) for values in view.logprobs]

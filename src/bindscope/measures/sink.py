@@ -1,6 +1,6 @@
-"""How much of the term's attention goes to the first token of the text, and BSI without that share.
+"""The attention of the term's tokens to the first token of the text, and BSI without that share.
 
-Attention sinks grow late in training and lower every other weight of their row.
+Attention to the first token (the attention sink) grows late in training and lowers all other weights of a row.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from bindscope.engine.data import Needs
-from bindscope.measures.base import Values, span_measure
+from bindscope.measures.base import Values
+from bindscope.measures.decorators import span_measure
 from bindscope.measures.eb_star import SHARE, at_best_head
 from bindscope.measures.view import SpanView
 from bindscope.schema import Column
 
-#: Below this, 1 - A[s_i, 0] has no three digits left: float32 rounds A near 1 to 6e-8.
+#: Below this value 1 - A[s_i, 0] has fewer than three exact digits, since float32 rounds A near 1 to steps of 6e-8.
 _LEAST_REST = 1e-4
 
 
@@ -50,6 +51,7 @@ _LEAST_REST = 1e-4
     ],
 )
 def sink(view: SpanView) -> Values:
+    """The sink mass and BSI without it at the head that gives EB*, each (n,), and the sink mass of every head."""
     each = view.sink.mean(-1)
     rest = np.stack([1 - view.sink[..., i] for i in range(1, view.k) for _ in range(i)], -1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,6 +1,6 @@
-"""Span measures over all prompts of an experiment: values of each term, then their null.
+"""Computes span measures and their window null over all prompts of an experiment.
 
-What the forward pass leaves of a text is read and let go, so memory grows with the rows of the tables only.
+The data of a forward pass are released after each text, so memory grows only with the rows of the tables.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from bindscope.measures.base import SpanMeasure, Values
 from bindscope.measures.nulls import NewWindows, Pool, WindowNull
 from bindscope.measures.view import SpanView
 from bindscope.prompts.spans import find, tokens_of
-from bindscope.schema import PROMPTS, Column
+from bindscope.schema import PROMPTS, Cells, Column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bindscope.engine.prepare import TokenizedPrompt
 
-#: Numbers that a window null may hold at a time: L x H x pairs x windows.
+#: Numbers that the views of windows may hold at a time: L x H x k x k x windows.
 _MAX_NUMBERS = 1 << 23
 
 Row = dict[str, Any]
 
 
 class SpanTables:
-    """Feed `add` every prompt that binds, then take `columns` of each table.
+    """Collects the rows of span measures: call `add` for every prompt with spans, then `columns` for each measure.
 
-    A measure whose function fails is left out from then on; `failures` says why, and the others go on.
+    failures: measure -> why its function failed; such a measure is not called again, and the others continue
     """
 
     def __init__(
@@ -43,8 +43,14 @@ class SpanTables:
         least: int,
         failures: dict[str, str],
     ) -> None:
-        """ks: lengths of the windows that are wanted; least: windows that a null must have; failures: measure -> why it
-        failed, filled on the way."""
+        """Start with no rows.
+
+        measures: the measures to compute
+        tokenizer: the tokenizer of the model
+        ks: lengths of the windows of the null, in tokens
+        least: number of windows that a comparison with the null needs
+        failures: filled with measure -> why it failed
+        """
         self.failures = failures
         self._measures = {measure.name: measure for measure in measures}
         self._tokenizer, self._ks = tokenizer, tuple(ks)
@@ -59,7 +65,12 @@ class SpanTables:
         self._pieces: dict[str, str] = {}
 
     def add(self, place: int, item: TokenizedPrompt, data: TextData) -> None:
-        """One prompt that binds, and what was read of it; `place` orders the rows of the tables."""
+        """Add a prompt in which spans are measured.
+
+        place: position of the prompt's row in the tables
+        item: the prompt
+        data: what the forward pass computed for it
+        """
         self._places.append(place)
         self._prompts.append(self._prompt(item))
         carrier, span = item.prompt.task == "carrier", item.span
@@ -76,12 +87,12 @@ class SpanTables:
         return [name for name in self._measures if name not in self.failures]
 
     def _compute(self, name: str, view: SpanView) -> Values | None:
-        """What the function gives for the spans, shapes checked; None, and a failure, where it cannot be used."""
+        """The values of a measure on the spans, with checked shapes; None and an entry in `failures` where it fails."""
         measure = self._measures[name]
         try:
             values = measure.function(view)
             check_shapes(measure, values, view.n)
-        except Exception as error:  # whatever a measure does, the others are kept
+        except Exception as error:  # any error of one measure must not stop the others
             self.failures[name] = failure(name, error)
             return None
         return dict(values)
@@ -89,10 +100,10 @@ class SpanTables:
     def _add_windows(self, item: TokenizedPrompt, data: TextData) -> None:
         ids, prompt = item.encoded.ids, item.prompt
         carrier = prompt.task == "carrier"
-        mine = [t for chars in find(prompt.text, prompt.term, prompt.aliases) for t in tokens_of(item.encoded, chars)]
+        term = [t for chars in find(prompt.text, prompt.term, prompt.aliases) for t in tokens_of(item.encoded, chars)]
         marks = [i for i, token in enumerate(ids) if token in self._special or i < item.encoded.prefix]
         for k in self._ks:
-            starts = self._new_windows.starts(ids, k, carrier, [*mine, *marks])
+            starts = self._new_windows.starts(ids, k, carrier, [*term, *marks])
             for part in np.array_split(starts, max(1, -(-len(starts) * _numbers(data, k) // _MAX_NUMBERS))):
                 if not len(part):
                     continue
@@ -102,12 +113,12 @@ class SpanTables:
                         self._nulls[name].add((k, carrier), prompt.id, part, values)
 
     def prompts(self) -> dict[str, list[Any]]:
-        """The table `schema.PROMPTS`."""
+        """The table `schema.PROMPTS`, as column -> values."""
         rows = [self._prompts[i] for i in np.argsort(self._places, kind="stable")]
         return {column.name: [row[column.name] for row in rows] for column in PROMPTS.columns}
 
-    def columns(self, name: str) -> dict[str, dict[str, list[Any]]]:
-        """The tables of one measure, its null among them."""
+    def columns(self, name: str) -> dict[str, dict[str, Cells]]:
+        """The tables of one measure with its null, as table -> column -> values."""
         measure = self._measures[name]
         out: dict[str, list[Any]] = {column.name: [] for column in measure.tables[0].columns}
         null = self._nulls.get(name)
@@ -119,7 +130,7 @@ class SpanTables:
                 row |= null.compare(pool[0], np.nan if value is None else value, pool[1])
             for column, values in out.items():
                 values.append(row.get(column))
-        tables = {name: out}
+        tables: dict[str, dict[str, Cells]] = {name: {**out}}
         return tables if null is None else tables | {f"{name}_windows": null.columns()}
 
     def _prompt(self, item: TokenizedPrompt) -> Row:
@@ -142,30 +153,30 @@ class SpanTables:
         }
 
     def _token_texts(self, item: TokenizedPrompt) -> list[str]:
-        """The text as its tokens cut it, special tokens in front by name. A letter of several tokens is the last's."""
+        """The text of each token, special tokens in front by name; a letter of several tokens belongs to the last."""
         code, end, out = item.encoded, 0, list[str]()
         for _, stop in code.offsets[code.prefix :]:
             piece = code.text[end : max(end, stop)]
-            out.append(self._pieces.setdefault(piece, piece))  # one string for all prompts that hold it
+            out.append(self._pieces.setdefault(piece, piece))  # equal strings share one object, which saves memory
             end = max(end, stop)
         return [self._tokenizer.decode([i]) for i in code.ids[: code.prefix]] + out
 
 
 def failure(name: str, error: Exception) -> str:
-    """One line that names the measure and what went wrong in it."""
+    """A message of one line that names the measure and its error."""
     what = str(error) if isinstance(error, MeasureError) else f"{type(error).__name__}: {error}"
     return f"the measure {name} is left out: {' '.join(what.split())}"
 
 
 def _numbers(data: TextData, k: int) -> int:
-    """Numbers that a window of k tokens takes."""
+    """How many numbers the view of a window of k tokens holds."""
     heads = 1 if data.band is None else data.band.shape[0] * data.band.shape[1]
     width = 0 if data.residual is None else data.residual.shape[0] * data.residual.shape[2]
     return heads * k * k + width * k
 
 
 def check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
-    """Raises MeasureError for a column that is lacking, not declared, or not one entry per span."""
+    """Raises MeasureError for a column that is missing, not declared, or not of n entries on its first axis."""
     if not isinstance(values, Mapping):
         raise MeasureError(f"it returned {type(values).__name__}, not a dictionary of its columns")
     names = [column.name for column in measure.columns]
@@ -181,16 +192,18 @@ def check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
         fits = shape[:1] == (n,) and (len(shape) == 1) == (dimensions == 1)
         if not fits:
             wanted = f"({n},)" if dimensions == 1 else f"({n}, ...)"
-            raise MeasureError(f"the column {column.name!r} has the shape {shape}; {wanted} is needed, the spans first")
+            raise MeasureError(
+                f"the column {column.name!r} has the shape {shape}; return {wanted}, with the spans as the first axis"
+            )
 
 
 def _first(columns: Sequence[Column], values: Values | None) -> Row:
-    """The row of a prompt: the values of its only span; None everywhere where it has none."""
+    """The row of a prompt: the values of its span, None in every column where it has no span."""
     return {c.name: None if values is None else _plain(c, values[c.name][0]) for c in columns}
 
 
 def _plain(column: Column, value: Any) -> Any:
-    """A value as the table takes it: lists are flat, NaN is missing."""
+    """A value in the form in which tables store it: nested lists are flattened, NaN becomes None."""
     if column.type == "list of lists of numbers":
         return np.asarray(value, dtype=np.float64).tolist()
     if column.type == "list of text":

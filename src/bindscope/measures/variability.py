@@ -1,9 +1,10 @@
-"""Variability: the same completions sampled at three temperatures with five seeds each (Tran 2026)."""
+"""Variability: completions of openings sampled at three temperatures with five seeds each (Tran 2026)."""
 
 from __future__ import annotations
 
-from bindscope.measures.base import Values, completion_measure
+from bindscope.measures.base import Values
 from bindscope.measures.completions import COLUMNS, scored
+from bindscope.measures.decorators import completion_measure
 from bindscope.measures.view import CompletionView
 from bindscope.records import Sampling
 
@@ -19,4 +20,5 @@ SEEDS = (42, 123, 456, 789, 1024)
     implies=("generation",),
 )
 def variability(view: CompletionView) -> Values:
+    """The rubric score of a sampled completion (Tran 2026)."""
     return scored(view)

@@ -1,5 +1,7 @@
-"""What else could make the published numbers: the length of a term, the place of the answer, spans on wrong tokens, and
-how few independent units stand behind each p."""
+"""Other explanations of the published numbers.
+
+They are the length of a term, the position of the answer, spans on wrong tokens, and the number of independent units.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,27 @@ _SPAN_COLUMNS += ["agree", "records", "reason"]
 
 
 def length(data: Published) -> pd.DataFrame:
-    """EB* and token count among the control terms, per model; with how many values are the previous-token constant.
+    """The correlation of EB* and token count over control terms: a row per model and checkpoint.
 
-    two_token and real_two_token: mean EB* of control terms of two tokens, and of the study's own terms of two tokens at
-    the same checkpoint.
+    data: the published tables
+
+    Columns
+    terms, k: number of control terms, and range of their token counts
+    rho, p, reason: Spearman's rho of EB* and token count, or why it cannot be computed
+    equal: number of values that equal the constant of a previous-token head, see `constants`
+    groups: mean EB* and token count of each control group
+    two_token, real_two_token: mean EB* of control terms, and of real terms, of two tokens at the same checkpoint
     """
     rows = []
     for (model, size, checkpoint), part in data.controls.groupby(["model", "size", "checkpoint"], sort=False):
-        found = spearman(part["eb_star"], part["n_term_tokens"].astype(float))
+        rank = spearman(part["eb_star"], part["n_term_tokens"].astype(float))
         real = data.binding
         real = real[(real["model"] == model) & (real["checkpoint"] == checkpoint) & (real["n_term_tokens"] == 2)]
         two = part[part["n_term_tokens"] == 2]["eb_star"]
         same = constants(data)
         same = same[(same["model"] == model) & (same["checkpoint"] == checkpoint) & (same["source"] == "controls")]
         groups = part.groupby("control_group")[["n_term_tokens", "eb_star"]].mean().sort_values("eb_star")
-        told = [f"{name} EB* {eb:.2f} at {k:.1f} tokens" for name, k, eb in groups.itertuples()]
+        texts = [f"{name} EB* {eb:.2f} at {k:.1f} tokens" for name, k, eb in groups.itertuples()]
         rows.append(
             {
                 "model": model,
@@ -47,11 +55,11 @@ def length(data: Published) -> pd.DataFrame:
                 "checkpoint": checkpoint,
                 "terms": len(part),
                 "k": f"{part['n_term_tokens'].min()}-{part['n_term_tokens'].max()}",
-                "rho": found.rho,
-                "p": found.p,
-                "reason": found.reason,
+                "rho": rank.rho,
+                "p": rank.p,
+                "reason": rank.reason,
                 "equal": len(same),
-                "groups": ", ".join(told),
+                "groups": ", ".join(texts),
                 "two_token": two.mean() if len(two) else None,
                 "real_two_token": real["eb_star"].mean() if len(real) else None,
             }
@@ -61,22 +69,33 @@ def length(data: Published) -> pd.DataFrame:
 
 
 def constants(data: Published) -> pd.DataFrame:
-    """Every value of EB* that equals 2/k (1 - 1/H) to the six digits stored, for models whose H is known."""
+    """The published values of EB* that equal 2/k (1 - 1/H) to six digits, for models whose number of heads H is known.
+
+    This constant is EB* of a layer in which one head always attends to the previous token and the others to no token
+    of the term.
+    """
     parts = []
     for source, frame in (("controls", data.controls), ("prompts", data.binding)):
         part = frame[["model", "size", "checkpoint", "term", "n_term_tokens", "eb_star"]].assign(source=source)
         parts.append(part[part["size"].isin(paper()["heads"]) & (part["n_term_tokens"] > 0)])
     rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     heads = rows["size"].map(paper()["heads"]).astype(float)
-    # One head of the H of a layer looks at the token before, the others look elsewhere: 2/k less its mean over heads.
     rows["constant"] = 2 / rows["n_term_tokens"].astype(float) * (1 - 1 / heads)
     return rows[(rows["eb_star"].astype(float) - rows["constant"]).abs() < 1e-6].reset_index(drop=True)
 
 
 def answers(data: Published) -> pd.DataFrame:
-    """Per prompt set and size, over all checkpoints and at each: the gold option, the options predicted, the accuracy.
+    """The right and the predicted options: a row per prompt set, size and checkpoint, and for all checkpoints together.
 
-    guesser: accuracy of one who always chooses A. preferred: the option predicted most often, with its share.
+    data: the published tables
+
+    Columns
+    items: number of answers
+    gold: the right options with their counts
+    A, B, C, D: how often each option is predicted
+    accuracy: share of right predictions
+    guesser: accuracy of always choosing A
+    preferred, preferred_share: the option predicted most often, and its share
     """
     rows = data.behavior[(data.behavior["task"] == "recognition") & data.behavior["predicted_idx"].notna()]
     key = gold(data)
@@ -93,10 +112,10 @@ def answers(data: Published) -> pd.DataFrame:
 
 
 def _positions(part: pd.DataFrame) -> dict[str, Any]:
-    said = part["predicted_idx"].astype(int).value_counts()
+    predicted = part["predicted_idx"].astype(int).value_counts()
     gold_at = part["gold"].astype(int).value_counts()
-    # An index past D exists in no prompt of the study; it would be in no column, so it is counted under its number.
-    letters = {_letter(i): int(said[i]) for i in said.index}
+    # No published prompt has more than four options; an index past D would be counted in a column of its number.
+    letters = {_letter(i): int(predicted[i]) for i in predicted.index}
     return {
         "items": len(part),
         "gold": ", ".join(f"{_letter(i)} {gold_at[i]}" for i in sorted(gold_at.index)),
@@ -114,14 +133,24 @@ def _letter(index: int) -> str:
 
 
 def spans(data: Published, tokenizer: PreTrainedTokenizerBase | None) -> pd.DataFrame:
-    """Every prompt of the binding records: the tokens its published span stands on, and the term's own tokens.
+    """The published span of every prompt compared with the tokens of the term: a row per prompt and span.
 
-    Published positions count BOS at 0, which is true of the Pythia records; those of other models are not compared,
-    for the files do not say what their position 0 is. records counts checkpoints of all sizes.
+    Positions count from BOS at 0, as in the Pythia records. The spans of other models are not compared, since their
+    files do not say which token has position 0.
+
+    data: the published tables
+    tokenizer: the tokenizer of the Pythia models, None to return no rows
+
+    Columns
+    published, published_text: the published positions and the text of their tokens
+    located, located_text: the positions of the term and the text of its tokens
+    agree: whether both are the same, None where they cannot be compared
+    records: number of records of the prompt, over all sizes and checkpoints
+    reason: how they differ, or why they cannot be compared
     """
     if tokenizer is None or data.binding.empty:
         return pd.DataFrame(columns=_SPAN_COLUMNS)
-    # Terms keep their order; one prompt may have been given several spans, each is a row.
+    # A prompt with several published spans has a row for each.
     rows = data.binding.assign(
         published=data.binding["span_indices"].map(tuple), known=data.binding["model"].str.startswith(paper()["bos"])
     )
@@ -139,7 +168,7 @@ def spans(data: Published, tokenizer: PreTrainedTokenizerBase | None) -> pd.Data
 def _compare(
     tokenizer: PreTrainedTokenizerBase, term: str, prompt: str, published: tuple[int, ...], n: int
 ) -> list[Any]:
-    # BOS shifts every position by one and changes nothing else, so the tokenizer need not know which token it is.
+    # BOS only shifts every position by one, so the text is encoded without it.
     encoded = encode(tokenizer, prompt, "off")
     at = _texts(encoded, published)
     known = library().terms.get(term)
@@ -155,7 +184,7 @@ def _compare(
 
 
 def _texts(encoded: Encoded, positions: Any) -> str:
-    """The characters of tokens, BOS at 0; the space that belongs to a token is shown."""
+    """The characters of the tokens at some positions (BOS at 0), with spaces shown as dots."""
     shown = []
     for position in positions:
         if position == 0:
@@ -176,7 +205,7 @@ def _why(published: tuple[int, ...], located: list[int]) -> str:
 
 
 def units(data: Published) -> pd.DataFrame:
-    """Beside every published statistic: the n it was printed with, and how many independent units the data hold."""
+    """The n of every published statistic, and the numbers of independent units in the data: a row per statistic."""
     columns = ["statistic", "n", "p", "terms", "prompts", "checkpoints", "runs", "note"]
     return pd.DataFrame([*_unit_pairs(data), *_unit_gains(data), *_unit_ablation(data)], columns=columns)
 
@@ -184,16 +213,16 @@ def units(data: Published) -> pd.DataFrame:
 def _unit_pairs(data: Published) -> Iterator[list[Any]]:
     joined = pairs(data)
     for (name, size), part in joined.groupby(["set", "size"], sort=False):
-        found = spearman(part["eb_star"], part["score"])
+        rank = spearman(part["eb_star"], part["score"])
         prompts = part[["term", "prompt_template"]].drop_duplicates()
         counts: list[Any] = [part["term"].nunique(), len(prompts), part["checkpoint"].nunique(), 1]
         note = f"the same {len(prompts)} prompts at every checkpoint of one training run"
-        yield [f"{name} {size}: Spearman(EB*, score)", found.n, found.p, *counts, note]
+        yield [f"{name} {size}: Spearman(EB*, score)", rank.n, rank.p, *counts, note]
     for size, part in data.terms.groupby("size", sort=False):
-        found = spearman(part["eb_star"], part["beh_avg"])
+        rank = spearman(part["eb_star"], part["beh_avg"])
         counts = [part["term"].nunique(), None, part["checkpoint"].nunique(), 1]
         note = "behavior is one value a term and checkpoint, repeated for each of its rows"
-        yield [f"term table {size!s}: Spearman(EB*, Beh)", found.n, found.p, *counts, note]
+        yield [f"term table {size!s}: Spearman(EB*, Beh)", rank.n, rank.p, *counts, note]
 
 
 def _unit_gains(data: Published) -> Iterator[list[Any]]:
@@ -205,7 +234,7 @@ def _unit_gains(data: Published) -> Iterator[list[Any]]:
 
 
 def _unit_ablation(data: Published) -> Iterator[list[Any]]:
-    """p of the drop under the top heads among the random sets, (b + 1) / (R + 1), where the trials are stored."""
+    """The rows of ablations, with p = (b + 1) / (R + 1) of the top heads' drop where the random trials are stored."""
     for row in effects(data).to_dict("records"):
         if row["task"] != "recognition" or pd.isna(row["top_drop"]):
             continue

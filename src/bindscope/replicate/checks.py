@@ -1,4 +1,4 @@
-"""What must hold inside the published data: stored results against the records they were made from, with counts."""
+"""Checks the published data for consistency: stored results against the records from which they were computed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ import pandas as pd
 from bindscope.replicate.numbers import effects, gains, means, pairs, paper
 from bindscope.replicate.published import Published
 
-#: A generation score is a third for each keyword hit, at most 1, less 0.2 for each contradiction, not below 0.
-GRID = sorted({max(round(hits / 3 - 0.2 * against, 4), 0.0) for hits in range(4) for against in range(6)})
+#: Possible generation scores: a third for each keyword, at most 1, less 0.2 for each contradiction, at least 0.
+GRID = sorted({max(round(hits / 3 - 0.2 * wrong, 4), 0.0) for hits in range(4) for wrong in range(6)})
 _EXACT = 1.5e-6  # six digits are stored
 _ROUNDED = 1.01e-4  # four digits are stored, of values that were stored with four
 
 
 class Check(NamedTuple):
-    """n records were checked and `agree` of them hold; the first that do not are named."""
+    """The result of one check.
+
+    check: what is checked
+    n: number of records
+    agree: number of records that pass
+    verdict: match, mismatch or not computable
+    detail: the first records that fail, and notes
+    """
 
     check: str
     n: int
@@ -28,9 +35,9 @@ class Check(NamedTuple):
 
 
 def checks(data: Published) -> pd.DataFrame:
-    """A row for every check; `not computable` where the folder has no records for it."""
-    found = [*_binding(data), *_behavior(data), *_summary(data), *_few_shot(data), *_ablation(data), *_tables(data)]
-    return pd.DataFrame(found, columns=list(Check._fields))
+    """All checks: a row for each, "not computable" where the folder has no records for it."""
+    rows = [*_binding(data), *_behavior(data), *_summary(data), *_few_shot(data), *_ablation(data), *_tables(data)]
+    return pd.DataFrame(rows, columns=list(Check._fields))
 
 
 def _check(what: str, rows: pd.DataFrame, holds: pd.Series | list[bool], note: str = "") -> Check:
@@ -75,9 +82,9 @@ def _behavior(data: Published) -> Iterator[Check]:
         for values, index in zip(asked["log_probs"], asked["predicted_idx"], strict=True)
     ]
     yield _check("predicted option has the largest log-probability", asked, first)
-    told = rows[(rows["task"] == "recognition") & rows["is_correct"].notna()]
+    marked = rows[(rows["task"] == "recognition") & rows["is_correct"].notna()]
     yield _check(
-        "recognition score is 1 where correct, else 0", told, told["score"] == told["is_correct"].astype(float)
+        "recognition score is 1 where correct, else 0", marked, marked["score"] == marked["is_correct"].astype(float)
     )
     key = gold(data)
     judged = (
@@ -87,10 +94,10 @@ def _behavior(data: Published) -> Iterator[Check]:
     if len(judged):
         right = (judged["is_correct"] == (judged["predicted_idx"] == judged["gold"])).tolist()
     yield _check("correct means: the option predicted is the prompt's answer", judged, right)
-    made = rows[rows["task"] == "generation"]
-    near = made["score"].map(lambda score: min(abs(score - value) for value in GRID) < _ROUNDED)
+    completions = rows[rows["task"] == "generation"]
+    near = completions["score"].map(lambda score: min(abs(score - value) for value in GRID) < _ROUNDED)
     note = "the hits themselves cannot be counted again: the rubric's keywords are not in these files"
-    yield _check("generation score is thirds of keyword hits, less penalties", made, near, note)
+    yield _check("generation score is thirds of keyword hits, less penalties", completions, near, note)
     joined = len(pairs(data))
     n = max(len(data.binding), len(rows))
     whole = "match" if n == joined else "mismatch"
@@ -105,7 +112,10 @@ def _behavior(data: Published) -> Iterator[Check]:
 
 
 def gold(data: Published) -> pd.DataFrame:
-    """The answer of every recognition prompt, from the prompt files; a prompt with two answers has none."""
+    """The index of the right answer of every recognition prompt, from the prompt files.
+
+    Prompts for which the files give different answers are left out.
+    """
     rows = data.prompts[(data.prompts["task"] == "recognition") & data.prompts["answer_idx"].notna()]
     rows = rows.rename(columns={"template": "prompt_template", "answer_idx": "gold"})
     rows = rows[["term", "prompt_id", "prompt_template", "gold"]].drop_duplicates()
@@ -125,32 +135,32 @@ def _summary(data: Published) -> Iterator[Check]:
     pilot = data.binding[data.binding["set"] == "pilot"]
     modes = {key: set(part["best_layer"].mode()) for key, part in pilot.groupby(["model", "checkpoint"])}
     keys = both[["model", "checkpoint"]].itertuples(index=False, name=None)
-    found = [layer in modes.get(key, set()) for key, layer in zip(keys, both["best_layer_mode"], strict=True)]
-    yield _check("pilot_summary.csv: best_layer_mode", both, found, "any of the most frequent layers counts")
+    is_mode = [layer in modes.get(key, set()) for key, layer in zip(keys, both["best_layer_mode"], strict=True)]
+    yield _check("pilot_summary.csv: best_layer_mode", both, is_mode, "any of the most frequent layers counts")
 
 
 def _few_shot(data: Published) -> Iterator[Check]:
-    again = gains(data).merge(data.few_shot_stored, on=["file", "size", "checkpoint"], suffixes=("", "_told"))
+    again = gains(data).merge(data.few_shot_stored, on=["file", "size", "checkpoint"], suffixes=("", "_stored"))
     for column, digits in (("zero", 4), ("one", 4), ("pp", 1)):
-        # The stored gain is made from unrounded means, the details are rounded.
-        holds = (again[column] - again[f"{column}_told"]).abs() < _ROUNDED * 10 ** (4 - digits) * (
+        # The stored gain was computed from unrounded means, the details are rounded.
+        holds = (again[column] - again[f"{column}_stored"]).abs() < _ROUNDED * 10 ** (4 - digits) * (
             1 if digits == 4 else 0.6
         )
         yield _check(f"few-shot file: {column} from its details", again, holds)
-    share = again.dropna(subset=["relative", "relative_told"])
-    yield _check("few-shot file: relative gain", share, (share["relative"] - share["relative_told"]).abs() < 0.1)
+    share = again.dropna(subset=["relative", "relative_stored"])
+    yield _check("few-shot file: relative gain", share, (share["relative"] - share["relative_stored"]).abs() < 0.1)
     zero = data.few_shot[data.few_shot["shots"] == 0]
-    made = data.behavior[data.behavior["task"] == "generation"][
+    completions = data.behavior[data.behavior["task"] == "generation"][
         ["size", "checkpoint", "term", "prompt_template", "score"]
     ].drop_duplicates()
     both = (
         zero.merge(
-            made,
+            completions,
             left_on=["size", "checkpoint", "term", "template"],
             right_on=["size", "checkpoint", "term", "prompt_template"],
             suffixes=("", "_behavior"),
         )
-        if len(zero) and len(made)
+        if len(zero) and len(completions)
         else zero.iloc[:0].assign(score_behavior=0.0)
     )
     yield _check("zero-shot scores equal the behavior records'", both, both["score"] == both["score_behavior"])
@@ -165,7 +175,7 @@ def _ablation(data: Published) -> Iterator[Check]:
     counted = data.ablation.dropna(subset=["correct", "total"])
     ratio = (counted["correct"] / counted["total"]).astype(float)
     yield _check("ablation accuracy is correct / total", counted, (ratio - counted["value"]).abs() < _EXACT)
-    found = effects(data).set_index(["file", "task"])
+    computed = effects(data).set_index(["file", "task"])
     names = {
         "top_rec_drop": ("recognition", "top_drop"),
         "top_gen_drop": ("generation", "top_drop"),
@@ -175,11 +185,11 @@ def _ablation(data: Published) -> Iterator[Check]:
     rows, holds = [], []
     for row in data.ablation_stored.to_dict("records"):
         task, column = names.get(row["name"], ("combined", "specificity"))
-        if row["name"] == "specificity" and (row["file"], "combined") not in found.index:
+        if row["name"] == "specificity" and (row["file"], "combined") not in computed.index:
             task = "recognition"
-        if row["name"] in (*names, "specificity") and (row["file"], task) in found.index:
+        if row["name"] in (*names, "specificity") and (row["file"], task) in computed.index:
             rows.append(row)
-            holds.append(abs(float(found.loc[(row["file"], task), column]) - row["value"]) < 2 * _ROUNDED)
+            holds.append(abs(float(computed.loc[(row["file"], task), column]) - row["value"]) < 2 * _ROUNDED)
     yield _check("ablation: stored drops and specificity", pd.DataFrame(rows), holds)
 
 

@@ -1,7 +1,7 @@
-"""The correlation of binding and behavior again, below the published one, with what it rests on taken away in turn.
+"""The published correlation of binding and behavior, and the same correlation with controls.
 
-The published p takes every pair of a prompt and a checkpoint as independent. They are not: the same few terms come back
-at every checkpoint of one training run, and both quantities rise from step 0 on, whatever binds them.
+The published p treats every pair of a prompt and a checkpoint as independent. They are not: the same few terms occur at
+every checkpoint of one training run, and both quantities rise over training whether or not one depends on the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bindscope.replicate.published import Published, step_of
 from bindscope.stats.correlate import Undefined, clustered_spearman
 
 ALL = "all sizes"
-#: Ids of the statistics that the words are about.
+#: Ids of the statistics that `coupling_shows` describes.
 WHOLE, LATER, WITHIN = "c1a.all", "c1a.later", "c1a.within"
 _SPEARMAN = "Spearman's rho"
 
@@ -25,7 +25,8 @@ _SPEARMAN = "Spearman's rho"
 def coupling(data: Published, wrong: pd.DataFrame | None = None) -> pd.DataFrame:
     """The coupling for each source (prompt set or term table) and size: rows with the fields of `Statistic`.
 
-    wrong: term and prompt of the spans that stand on other tokens than the term's, where a tokenizer could tell.
+    data: the published tables
+    wrong: columns term and prompt of the spans that are on other tokens than the term's; None where it is not known
     """
     rows = [
         (source, size, statistic)
@@ -39,7 +40,7 @@ def coupling(data: Published, wrong: pd.DataFrame | None = None) -> pd.DataFrame
 
 
 def _sources(data: Published) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """Each with columns size, checkpoint, term, prompt, eb, score."""
+    """Source and size -> its pairs, with the columns source, size, checkpoint, term, prompt, eb, score."""
     joined = pairs(data).rename(columns={"set": "source", "eb_star": "eb", "prompt_template": "prompt"})
     terms = data.terms.rename(columns={"eb_star": "eb", "beh_avg": "score"}).assign(source="term table", prompt="")
     columns = ["source", "size", "checkpoint", "term", "prompt", "eb", "score"]
@@ -68,7 +69,7 @@ def _statistics(part: pd.DataFrame, pooled: bool, wrong: pd.DataFrame | None) ->
         reason=plain.reason,
     )
     yield _clustered(WHOLE, "all pairs", part)
-    # Where step 0 is not there, the statistic without it would repeat the one above.
+    # Without step 0 in the data, this statistic would repeat the one above.
     start = part["checkpoint"].map(step_of) == 0
     if start.any() and not start.all():
         yield _clustered(LATER, "without step 0", part[~start])
@@ -114,7 +115,7 @@ def _clustered(
     if plain.rho is None:
         return replace(base, reason=plain.reason)
     if terms < 2:
-        return replace(base, reason="one term: there is nothing to redraw, so no interval")
+        return replace(base, reason="one term: an interval needs at least two")
     try:
         interval = clustered_spearman(part["eb"], part["score"], part["term"])
     except Undefined as error:
@@ -123,7 +124,10 @@ def _clustered(
 
 
 def coupling_shows(frame: pd.DataFrame) -> str:
-    """What the controlled statistics show beside the published figure, in words."""
+    """Sentences on what the controlled statistics show.
+
+    frame: the result of `coupling`
+    """
     if frame.empty:
         return "No prompt has both a binding and a behavior record."
     sentences = []

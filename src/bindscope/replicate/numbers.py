@@ -1,8 +1,8 @@
-"""Every number of the paper that the data allow, computed again from them and set beside what is printed.
+"""Recomputes the numbers of the paper from the published data and compares them with the printed ones.
 
-The paper's figure, the recomputed one, and a verdict at the printed digits: match, "rounded twice" (the study's own
-four-digit value, rounded again, gives what is printed), mismatch, or not computable with the
-reason. checks.py has what must hold inside the data (a stored maximum is the maximum of its list).
+The verdict on a number, at its printed digits, is "match", "rounded twice" (the reference study's four-digit value,
+rounded again, gives the printed one), "mismatch", or "not computable" with a reason. checks.py tests whether the data
+are consistent in themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ JOIN = ["set", "model", "size", "checkpoint", "step", "term", "task", "prompt_id
 
 
 class Rank(NamedTuple):
-    """Spearman's rho with its two-sided p, which assumes independent pairs; rho is None with the reason why."""
+    """Spearman's rank correlation.
+
+    rho: the correlation, None where it is not defined
+    p: two-sided p, which assumes independent pairs
+    n: number of pairs
+    reason: why rho is None
+    """
 
     rho: float | None
     p: float | None
@@ -36,7 +42,12 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True)
 class Number:
-    """A recomputed number: n observations are behind it; value is None with the reason why."""
+    """A recomputed number.
+
+    value: the number, None where it cannot be computed
+    n: number of observations
+    reason: why value is None
+    """
 
     value: float | None
     n: int | None = None
@@ -45,35 +56,35 @@ class Number:
 
 @cache
 def paper() -> dict[str, Any]:
-    """The paper's figures and facts."""
+    """The numbers of the paper, and facts about its models."""
     text = (resources.files("bindscope") / "data" / "published.yaml").read_text(encoding="utf-8")
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
 
 
 def spearman(x: pd.Series, y: pd.Series) -> Rank:
-    """Spearman's rank correlation; ties get their mean rank."""
+    """Spearman's rank correlation of two series of equal length; ties get their mean rank."""
     if len(x) < 3:
         return Rank(None, None, len(x), f"too few pairs: {len(x)}")
     for name, series in (("EB*", x), ("the score", y)):
         if series.nunique() < 2:
             return Rank(None, None, len(x), f"{name} is constant ({series.iloc[0]:g} in all {len(x)} pairs)")
-    found = correlate.spearman(x, y)
-    return Rank(found.rho, found.p, found.n)
+    rank = correlate.spearman(x, y)
+    return Rank(rank.rho, rank.p, rank.n)
 
 
 def pairs(data: Published) -> pd.DataFrame:
-    """Binding and behavior of the same prompt at the same checkpoint, joined on every key and on the prompt's text."""
+    """EB* and score of the same prompt at the same checkpoint, joined on every key and on the text of the prompt."""
     left = data.binding[[*JOIN, "eb_star", "span_indices"]]
     right = data.behavior[[*JOIN, "score"]]
-    # An empty table has no types to join on.
+    # pandas cannot join empty tables, whose columns have no types.
     if left.empty or right.empty:
         return left.assign(score=pd.Series(dtype=float)).iloc[:0]
     return left.merge(right, on=JOIN, how="inner", validate="one_to_one")
 
 
 def figures(data: Published) -> pd.DataFrame:
-    """A row for every figure of the paper."""
+    """The comparison with the paper: a row for every number, with the columns `FIGURE_COLUMNS`."""
     computed = dict(_computed(data))
     rows = []
     for group in paper()["figures"]:
@@ -100,7 +111,7 @@ def figures(data: Published) -> pd.DataFrame:
 
 
 def _spread(values: Any, name: str) -> Iterator[tuple[str, float, str]]:
-    """Name, value and size of every figure in a tree of values."""
+    """Name, value and size of every number in nested lists and dictionaries."""
     if isinstance(values, list):
         values = dict(zip(paper()["steps"], values, strict=True))
     if not isinstance(values, dict):
@@ -119,14 +130,14 @@ def _verdict(value: float, number: Number | None, digits: int, n: int | None, ne
         return "not computable", f"{number.n} observations in the data, {n} in the paper"
     if _prints_as(number.value, value, digits):
         return "match", None
-    # The study's summary file keeps four digits, and the paper prints those, rounded once more.
+    # The summary file of the reference study has four digits; the paper prints these, rounded again.
     if digits < 4 and _prints_as(round(number.value, 4), value, digits):
         return "rounded twice", f"rounded twice: {number.value:.6f}, then {number.value:.4f}, then {value:.{digits}f}"
     return "mismatch", f"differs by {number.value - value:+.{digits + 2}f}"
 
 
 def _prints_as(number: float, printed: float, digits: int) -> bool:
-    """Within half a unit of the last digit; the slack is for numbers that end in 5 but for rounding."""
+    """Whether a number rounds to the printed one; the tolerance is for numbers that end in 5."""
     return abs(number - printed) <= 0.5 * 10.0**-digits + 1e-9
 
 
@@ -141,9 +152,9 @@ def _computed(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
 def _coupling(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
     joined = pairs(data)
     for size, part in joined[joined["set"] == "pilot"].groupby("size"):
-        found = spearman(part["eb_star"], part["score"])
-        yield ("Spearman(EB*, score), rho", str(size)), Number(found.rho, found.n, found.reason)
-        yield ("Spearman(EB*, score), p", str(size)), Number(found.p, found.n, found.reason)
+        rank = spearman(part["eb_star"], part["score"])
+        yield ("Spearman(EB*, score), rho", str(size)), Number(rank.rho, rank.n, rank.reason)
+        yield ("Spearman(EB*, score), p", str(size)), Number(rank.p, rank.n, rank.reason)
 
 
 def _means(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
@@ -161,9 +172,9 @@ def _means(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
 
 
 def means(data: Published) -> pd.DataFrame:
-    """Per size and checkpoint of the pilot: what pilot_summary.csv holds, computed from the records; with each n.
+    """The columns of pilot_summary.csv recomputed from the records, with their n: a row per size and checkpoint.
 
-    Behavior is the mean of recognition accuracy and generation score, so it is missing where either is.
+    Behavior is the mean of recognition accuracy and generation score; it is missing where one of them is.
     """
     key = ["model", "size", "checkpoint"]
     binding = data.binding[data.binding["set"] == "pilot"].groupby(key)["eb_star"].agg(["mean", "max", "size"])
@@ -181,7 +192,14 @@ def means(data: Published) -> pd.DataFrame:
 
 
 def gains(data: Published) -> pd.DataFrame:
-    """Per model and checkpoint: zero- and one-shot means of the details, gain in points and relative to zero-shot."""
+    """Few-shot gains: a row per file.
+
+    Columns
+    zero, one: mean scores without and with an exemplar
+    n: number of prompts
+    pp: gain in percentage points
+    relative: gain in percent of the zero-shot score, NaN where that is 0
+    """
     wide = (
         data.few_shot.groupby(["file", "size", "checkpoint", "shots"])["score"].agg(["mean", "size"]).unstack("shots")
     )
@@ -189,7 +207,6 @@ def gains(data: Published) -> pd.DataFrame:
         return pd.DataFrame(columns=["file", "size", "checkpoint", "zero", "one", "n", "pp", "relative"])
     out = pd.DataFrame({"zero": wide[("mean", 0)], "one": wide[("mean", 1)], "n": wide[("size", 0)]}).reset_index()
     out["pp"] = 100 * (out["one"] - out["zero"])
-    # Nothing can be relative to a score of zero.
     out["relative"] = out["pp"] / out["zero"].where(out["zero"] > 0)
     return out
 
@@ -201,10 +218,10 @@ def _few_shot(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
         "pp": "one-shot gain (pp)",
         "relative": "one-shot gain (%)",
     }
-    found = gains(data)
-    # The paper's figures are those of the pilot's 6 prompts; other prompt sets have files of their own.
-    found = found[found["n"] == 6] if (found["n"] == 6).any() else found
-    for (size, checkpoint), part in found.groupby(["size", "checkpoint"]):
+    table = gains(data)
+    # The numbers of the paper are those of the 6 prompts of the pilot; other prompt sets have other files.
+    table = table[table["n"] == 6] if (table["n"] == 6).any() else table
+    for (size, checkpoint), part in table.groupby(["size", "checkpoint"]):
         row = part.iloc[0]
         for column, what in names.items():
             value, reason = float(row[column]), None
@@ -216,10 +233,15 @@ def _few_shot(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
 
 
 def effects(data: Published) -> pd.DataFrame:
-    """Per file and task: the conditions from counts where counts are stored, drops and specificity.
+    """The effects of ablation: a row per file and task, from counts where these are stored.
 
-    Specificity is the drop under the top heads minus the mean drop under random heads; `combined` averages the drops of
-    both tasks first, as the study does.
+    The task "combined" averages the drops of both tasks, as the reference study does.
+
+    Columns
+    n, trials: number of items and of random trials
+    baseline, top, random, bottom: mean outcomes
+    top_drop, random_drop: baseline less outcome
+    specificity: top_drop less random_drop
     """
     cells = data.ablation.assign(
         exact=(data.ablation["correct"] / data.ablation["total"]).astype(float).fillna(data.ablation["value"])
@@ -246,11 +268,11 @@ def _combined(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def _ablation(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
-    """A checkpoint may be ablated on several prompt sets; the paper's are told apart by their recognition items."""
+    """The numbers of ablations; the two prompt sets of the paper differ in their number of recognition items."""
     labels = {6: "ablation", 205: "ablation of 41 terms"}
-    found = effects(data)
-    items = found[found["task"] == "recognition"].set_index("file")["n"].to_dict()
-    for row in found.to_dict("records"):
+    table = effects(data)
+    items = table[table["task"] == "recognition"].set_index("file")["n"].to_dict()
+    for row in table.to_dict("records"):
         label = labels.get(items.get(row["file"], 0))
         if label is None:
             continue
@@ -273,14 +295,14 @@ def _ablation(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
 
 
 def _terms(data: Published) -> Iterator[tuple[tuple[str, str], Number]]:
-    """The term table and the per-term correlations: what layout (b) adds."""
+    """The numbers from the term table and the correlations of each term."""
     base = "term table, steps"
     for span, low, high in (("0-15k", 0, 15_000), ("120-143k", 120_000, 143_000)):
         part = data.terms[data.terms["step"].between(low, high)] if len(data.terms) else data.terms
         if len(part):
-            found = spearman(part["eb_star"], part["beh_avg"])
-            yield (f"{base} {span}: rho", "all sizes"), Number(found.rho, found.n, found.reason)
-            yield (f"{base} {span}: p", "all sizes"), Number(found.p, found.n, found.reason)
+            rank = spearman(part["eb_star"], part["beh_avg"])
+            yield (f"{base} {span}: rho", "all sizes"), Number(rank.rho, rank.n, rank.reason)
+            yield (f"{base} {span}: p", "all sizes"), Number(rank.p, rank.n, rank.reason)
     for size, part in data.lead.dropna(subset=["r_lead", "r_lag"]).groupby("size"):
         leads, n = int((part["r_lead"] > part["r_lag"]).sum()), len(part)
         p = binomial_p(leads, n)

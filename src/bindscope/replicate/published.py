@@ -1,7 +1,7 @@
-"""Reads a folder of the reference study's result files, as they are, into tidy tables.
+"""Reads a folder of the reference study's result files into tables.
 
-Every file gives rows or is named with the reason: `unknown` (no known set of keys), `damaged` (a record that cannot be
-read), `duplicate` (a record that stands there twice). Nothing is guessed: two records of one key that disagree are both
+A file, or a record in it, that gives no rows is listed with a reason: "unknown" (no known set of keys), "damaged" (a
+record that cannot be read), "duplicate" (a record that occurs twice). Where two records of one key disagree, both are
 left out.
 """
 
@@ -61,7 +61,12 @@ _COLUMNS["ablation"] += ["total", "items"]
 
 
 class Skipped(NamedTuple):
-    """A file, or a part of one, that gave no rows."""
+    """A file, or a part of one, that gives no rows.
+
+    file: its path in the folder
+    kind: unknown, damaged, duplicate or missing
+    reason: why
+    """
 
     file: str
     kind: Kind
@@ -70,9 +75,21 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """The tables of a folder; a table whose files are absent is empty. `size` is the model without family and suffix.
+    """The tables of a folder; a table whose files are absent is empty.
 
-    `set` tells prompt sets apart: X for folders binding_X and behavioral_X, otherwise pilot.
+    Their column size is the name of the model without "pythia-" and "-deduped". The column set is the prompt set: X for
+    the folders binding_X and behavioral_X, otherwise "pilot".
+
+    binding, behavior: records of each prompt and checkpoint
+    prompts: the prompts
+    summary: pilot_summary.csv
+    terms: EB* and behavior of each term and checkpoint
+    lead, decoupling: correlations of each term
+    controls: EB* of control terms
+    tokenization: token ids of each term
+    few_shot, few_shot_stored: scores of each prompt, and the stored means
+    ablation, ablation_stored: outcomes of each condition, and the stored drops
+    skipped: files and records that gave no rows
     """
 
     binding: pd.DataFrame
@@ -96,34 +113,37 @@ class _Damaged(Exception):
 
 
 def read(folder: Path) -> Published:
-    """Walk the folder. Raises RequestError where it is no folder, or holds no record of the study at all."""
+    """Read all files of a folder. Raises RequestError where it is not a folder or holds no known record."""
     if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder; give the folder of the study's result files")
-    found: dict[type[Row], list[tuple[str, Row]]] = {kind: [] for kinds in KINDS.values() for kind in kinds}
+        raise RequestError(f"{folder} is not a folder; give the folder of the reference study's result files")
+    records: dict[type[Row], list[tuple[str, Row]]] = {kind: [] for kinds in KINDS.values() for kind in kinds}
     skipped: list[Skipped] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = str(path.relative_to(folder))
         try:
             for kind, row in _file(path, name, skipped):
-                found[kind].append((name, row))
+                records[kind].append((name, row))
         except _Damaged as error:
             skipped.append(Skipped(name, "damaged", str(error)))
         except (OSError, UnicodeDecodeError) as error:
             skipped.append(Skipped(name, "damaged", f"cannot be read as UTF-8 text: {error}"))
-    if not any(found.values()):
-        raise RequestError(f"no result file of the study was recognized in {folder} ({len(skipped)} files looked at)")
-    few, few_stored = _few_shot(found[FewShot])
-    cells, stored = _ablation([*found[Ablation], *found[FlatAblation]], skipped)
+    if not any(records.values()):
+        raise RequestError(
+            f"none of {len(skipped)} files in {folder} is a result file of the reference study; give the folder that "
+            "holds them"
+        )
+    few, few_stored = _few_shot(records[FewShot])
+    cells, stored = _ablation([*records[Ablation], *records[FlatAblation]], skipped)
     return Published(
-        binding=_once(_frame(Binding, found), _KEY, skipped),
-        behavior=_once(_frame(Behavior, found), _KEY, skipped),
-        prompts=_frame(Prompt, found),
-        summary=_once(_frame(Summary, found), ["model", "checkpoint"], skipped),
-        terms=_frame(TermPair, found),
-        lead=_once(_frame(Lead, found), ["file", "model", "term"], skipped),
-        decoupling=_once(_frame(Decoupling, found), ["file", "model", "term"], skipped),
-        controls=_once(_frame(Control, found), ["model", "checkpoint", "term", "control_group"], skipped),
-        tokenization=_frame(Tokenization, found),
+        binding=_once(_frame(Binding, records), _KEY, skipped),
+        behavior=_once(_frame(Behavior, records), _KEY, skipped),
+        prompts=_frame(Prompt, records),
+        summary=_once(_frame(Summary, records), ["model", "checkpoint"], skipped),
+        terms=_frame(TermPair, records),
+        lead=_once(_frame(Lead, records), ["file", "model", "term"], skipped),
+        decoupling=_once(_frame(Decoupling, records), ["file", "model", "term"], skipped),
+        controls=_once(_frame(Control, records), ["model", "checkpoint", "term", "control_group"], skipped),
+        tokenization=_frame(Tokenization, records),
         few_shot=_once(few, ["model", "checkpoint", "items", "shots", "term", "prompt_id", "template"], skipped),
         few_shot_stored=few_stored,
         ablation=_once(cells, ["model", "checkpoint", "items", "task", "condition", "trial"], skipped),
@@ -133,7 +153,7 @@ def read(folder: Path) -> Published:
 
 
 def _file(path: Path, name: str, skipped: list[Skipped]) -> Iterator[tuple[type[Row], Row]]:
-    """The records of a file. A damaged line is named; the lines around it count."""
+    """The records of a file. A damaged line is listed in `skipped`; the other lines are read."""
     kinds = KINDS.get(path.suffix)
     if kinds is None:
         skipped.append(Skipped(name, "unknown", f"not a {', '.join(KINDS)} file"))
@@ -157,7 +177,7 @@ def _file(path: Path, name: str, skipped: list[Skipped]) -> Iterator[tuple[type[
         return
     for where, record in records:
         try:
-            # A number in a CSV cell is text; anywhere else text in the place of a number is damage.
+            # Numbers in CSV cells are text; in other files text instead of a number is damage.
             yield fitting[0], fitting[0].model_validate(record, strict=path.suffix != ".csv")
         except ValidationError as error:
             skipped.append(Skipped(name, "damaged", f"{where}{_first(error)}"))
@@ -186,7 +206,7 @@ def _records(path: Path, name: str, skipped: list[Skipped]) -> Iterator[tuple[st
 
 
 def _lifted(record: dict[str, Any]) -> dict[str, Any]:
-    """Conditions that stand at the top level, each with its accuracy, are put under the task they belong to."""
+    """The record with conditions at the top level, each with its accuracy, moved under the task recognition."""
     cells = {k: v for k, v in record.items() if isinstance(v, dict) and "accuracy" in v and _condition(k)}
     return record if not cells or "recognition" in record else record | {"recognition": cells}
 
@@ -201,14 +221,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _frame(kind: type[Row], found: dict[type[Row], list[tuple[str, Row]]]) -> pd.DataFrame:
-    rows = [{"file": file, **row.model_dump()} for file, row in found[kind]]
+def _frame(kind: type[Row], records: dict[type[Row], list[tuple[str, Row]]]) -> pd.DataFrame:
+    rows = [{"file": file, **row.model_dump()} for file, row in records[kind]]
     frame = pd.DataFrame(rows, columns=["file", *kind.model_fields])
     return _labeled(frame) if "model" in frame else frame
 
 
 def _labeled(frame: pd.DataFrame) -> pd.DataFrame:
-    """With the size of the model, the step and the prompt set in columns of their own."""
+    """The table with the columns size, step and set."""
     frame = frame.assign(size=frame["model"].map(_size, na_action="ignore"))
     if "checkpoint" in frame:
         frame["step"] = frame["checkpoint"].map(step_of)
@@ -222,7 +242,7 @@ def _size(model: str) -> str:
 
 
 def step_of(checkpoint: str) -> int | None:
-    """The number in step15000, step15k, checkpoint-15000; None where there is none."""
+    """The step in names such as step15000, step15k or checkpoint-15000; None where there is none."""
     match = re.fullmatch(r"(?:step|checkpoint-|stage1-step-)(\d+)(k?)", checkpoint)
     return int(match[1]) * (1000 if match[2] else 1) if match else None
 
@@ -233,14 +253,14 @@ def _set(file: str) -> str:
 
 
 def _once(frame: pd.DataFrame, key: list[str], skipped: list[Skipped]) -> pd.DataFrame:
-    """Equal copies of a record count once; copies that disagree are left out, for nothing says which is right."""
+    """The table with equal copies of a record counted once, and without records of one key that disagree."""
     key = [*key, "set"] if "set" in frame else key
     if frame.empty or not frame.duplicated(key).any():
         return frame
-    told = frame.drop(columns="file").map(repr).agg("|".join, axis=1)
-    # Missing key values (a table without its model) are a group of their own.
-    groups = frame.assign(_told=told).groupby(key, dropna=False, sort=False)
-    several = groups["_told"].transform("nunique") > 1
+    contents = frame.drop(columns="file").map(repr).agg("|".join, axis=1)
+    # dropna=False keeps records whose key has missing values (a table without its model).
+    groups = frame.assign(_contents=contents).groupby(key, dropna=False, sort=False)
+    several = groups["_contents"].transform("nunique") > 1
     for file, count in frame[frame.duplicated(key) & ~several].groupby("file").size().items():
         skipped.append(
             Skipped(str(file), "duplicate", f"records that repeat others word for word, counted once: {count}")
@@ -254,10 +274,10 @@ def _once(frame: pd.DataFrame, key: list[str], skipped: list[Skipped]) -> pd.Dat
     return frame[~several].drop_duplicates(key).reset_index(drop=True)
 
 
-def _few_shot(found: Sequence[tuple[str, BaseModel]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _few_shot(records: Sequence[tuple[str, BaseModel]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows: list[list[Any]] = []
     stored: list[list[Any]] = []
-    for file, item in found:
+    for file, item in records:
         assert isinstance(item, FewShot)
         head = [file, item.model, _size(item.model), item.checkpoint]
         stored.append(
@@ -270,10 +290,10 @@ def _few_shot(found: Sequence[tuple[str, BaseModel]]) -> tuple[pd.DataFrame, pd.
     return (pd.DataFrame(rows, columns=_COLUMNS["few_shot"]), pd.DataFrame(stored, columns=_COLUMNS["few_shot_stored"]))
 
 
-def _ablation(found: Sequence[tuple[str, BaseModel]], skipped: list[Skipped]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _ablation(records: Sequence[tuple[str, BaseModel]], skipped: list[Skipped]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows: list[list[Any]] = []
     stored: list[list[Any]] = []
-    for file, item in found:
+    for file, item in records:
         assert isinstance(item, Ablation | FlatAblation)
         head = [
             file,
@@ -289,8 +309,8 @@ def _ablation(found: Sequence[tuple[str, BaseModel]], skipped: list[Skipped]) ->
         except _Damaged as error:
             skipped.append(Skipped(file, "damaged", str(error)))
             continue
-        told = item.drops if isinstance(item, Ablation) else {"specificity": item.specificity}
-        stored += [[file, *head[2:], name, value] for name, value in told.items() if value is not None]
+        values = item.drops if isinstance(item, Ablation) else {"specificity": item.specificity}
+        stored += [[file, *head[2:], name, value] for name, value in values.items() if value is not None]
     return (pd.DataFrame(rows, columns=_COLUMNS["ablation"]), pd.DataFrame(stored, columns=_COLUMNS["ablation_stored"]))
 
 

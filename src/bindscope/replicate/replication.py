@@ -1,4 +1,4 @@
-"""One call: a folder of published files in, every table of the comparison out."""
+"""Compares a folder of the reference study's result files with its paper, and recomputes its claims with controls."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replication:
-    """The tables, and in `shows` a sentence or two on what each controlled one shows beside the published number.
+    """The tables of a replication.
 
-    figures: the paper's figures against the recomputed ones. checks: what must hold inside the data. coupling, length,
-    constants, answers, spans, units: the controlled reading. skipped: files, records and checkpoints that gave no rows.
+    figures: the numbers of the paper and the recomputed ones, see `numbers.figures`
+    checks: consistency of the data, see `checks.checks`
+    coupling: the correlation of binding and behavior with controls, see `controlled.coupling`
+    length, constants: EB* and the length of terms, see `artifacts.length` and `artifacts.constants`
+    answers: positions of the right and the predicted option, see `artifacts.answers`
+    spans: published spans and the tokens of the term, see `artifacts.spans`
+    units: records and independent units of each statistic, see `artifacts.units`
+    skipped: files, records and checkpoints that gave no rows
+    shows: table -> what it shows, in one or two sentences
     """
 
     figures: pd.DataFrame
@@ -39,9 +46,12 @@ class Replication:
 
 
 def replicate(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> Replication:
-    """Read the folder and compute everything. Raises RequestError where it holds no result file of the study.
+    """Read a folder of result files and compute all tables.
 
-    tokenizer: that of the Pythia models, to see on which tokens the published spans stand; without it `spans` is empty.
+    folder: the folder
+    tokenizer: the tokenizer of the Pythia models, to compare published spans with the tokens of the term; None to leave
+        `spans` empty
+    Raises RequestError where the folder holds no result file of the reference study.
     """
     data = read(folder)
     spans = artifacts.spans(data, tokenizer)
@@ -66,13 +76,13 @@ def replicate(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> Replic
 
 
 def _missing(data: Published) -> list[Skipped]:
-    """Checkpoints of the pilot that have no file, and prompts that have only one of the two records."""
+    """Checkpoints of the pilot without a file, and prompts with only one of the two records."""
     out = []
     have = {
         what: {(str(row["size"]), str(row["checkpoint"])) for row in frame[frame["set"] == "pilot"].to_dict("records")}
         for what, frame in (("binding", data.binding), ("behavioral", data.behavior))
     }
-    # A size of which nothing is there was not asked for; one of which something is there should be whole.
+    # Sizes without any file were not part of the download; sizes with some files should have all of them.
     for size in sorted({size for known in have.values() for size, _ in known} & set(paper()["heads"])):
         for step in paper()["steps"]:
             for what, known in have.items():
@@ -97,27 +107,27 @@ def _missing(data: Published) -> list[Skipped]:
 def _length_shows(length: pd.DataFrame, constants: pd.DataFrame) -> str:
     if length.empty:
         return "No control terms in the folder."
-    said = []
+    sentences = []
     for row in length.to_dict("records"):
         if row["rho"] is None or pd.isna(row["rho"]):
-            said.append(f"{row['size']}: not computable, {row['reason']}.")
+            sentences.append(f"{row['size']}: not computable, {row['reason']}.")
             continue
-        said.append(
+        sentences.append(
             f"{row['size']} {row['checkpoint']}: EB* of {row['terms']} control terms falls with their token count, rho "
             f"{row['rho']:+.2f}."
             if row["rho"] < 0
             else f"{row['size']} {row['checkpoint']}: rho {row['rho']:+.2f}."
         )
         if not pd.isna(row["two_token"]) and not pd.isna(row["real_two_token"]):
-            said.append(
+            sentences.append(
                 f"Those of two tokens average {row['two_token']:.2f}, real terms of two tokens "
                 f"{row['real_two_token']:.2f}."
             )
-    said.append(
+    sentences.append(
         f"{len(constants)} published values equal 2/k (1 - 1/H) to six digits, which is what one head that looks at "
         "the previous token gives any term of k tokens. Groups of different lengths cannot be compared by EB*."
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _answers_show(answers: pd.DataFrame) -> str:
@@ -140,14 +150,14 @@ def _answers_show(answers: pd.DataFrame) -> str:
 def _spans_show(spans: pd.DataFrame, asked: bool) -> str:
     if not asked:
         return "Not looked at: give the tokenizer of the models (--tokenizer) to see which tokens the spans stand on."
-    told = spans[spans["agree"].notna()]
-    wrong = told[told["agree"].map(lambda agree: agree is False)]
-    open_ = len(spans) - len(told)
-    said = (
-        f"{len(wrong)} of {len(told)} prompts have their span on other tokens than the term's, which is "
-        f"{int(wrong['records'].sum())} of {int(told['records'].sum())} EB* values."
+    compared = spans[spans["agree"].notna()]
+    wrong = compared[compared["agree"].map(lambda agree: agree is False)]
+    rest = len(spans) - len(compared)
+    sentence = (
+        f"{len(wrong)} of {len(compared)} prompts have their span on other tokens than the term's, which is "
+        f"{int(wrong['records'].sum())} of {int(compared['records'].sum())} EB* values."
     )
-    return said + (f" {open_} prompts could not be compared." if open_ else "")
+    return sentence + (f" {rest} prompts could not be compared." if rest else "")
 
 
 def _units_show(units: pd.DataFrame) -> str:

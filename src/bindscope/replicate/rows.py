@@ -1,4 +1,7 @@
-"""The kinds of record that the reference study's files hold. A record is known by its keys, never by a file's name."""
+"""The kinds of record in the reference study's files. A record is recognized by its keys, not by the name of its file.
+
+The fields have the names and meanings of the published files.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Row(BaseModel):
-    """Keys beyond the declared ones are ignored; a number that is missing, NaN or infinite makes the record damaged."""
+    """A record. Further keys are ignored; a number that is missing, NaN or infinite raises ValidationError."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=(), frozen=True)
 
     @classmethod
     def missing(cls, keys: set[str]) -> list[str]:
-        """Needed keys that are not among these."""
+        """The required keys that are not among some keys."""
         return [
             name
             for name, field in cls.model_fields.items()
@@ -31,7 +34,7 @@ def _names(name: str, alias: Any) -> set[str]:
 
 
 def _blank(value: Any) -> Any:
-    """A correlation that does not exist (a constant series) is written as an empty cell, None or nan."""
+    """None for an empty cell, "None" or "nan": the files mark an undefined correlation (a constant series) so."""
     return None if isinstance(value, str) and value.strip().lower() in {"", "none", "nan"} else value
 
 
@@ -52,6 +55,8 @@ class _OfPrompt(Row):
 
 
 class Binding(_OfPrompt):
+    """Binding of one prompt at one checkpoint."""
+
     eb_star: float
     eb_per_layer: list[float] = Field(min_length=1)
     best_layer: int
@@ -61,6 +66,8 @@ class Binding(_OfPrompt):
 
 
 class Behavior(_OfPrompt):
+    """The answer to one prompt at one checkpoint."""
+
     score: Share = Field(validation_alias=AliasChoices("score", "behavioral_score"))
     is_correct: bool | None = None
     predicted_idx: int | None = None
@@ -69,6 +76,8 @@ class Behavior(_OfPrompt):
 
 
 class Prompt(Row):
+    """One prompt."""
+
     term: str
     task: Task
     template: str
@@ -78,6 +87,8 @@ class Prompt(Row):
 
 
 class Summary(Row):
+    """Means over the prompts of one checkpoint."""
+
     model: str
     checkpoint: str
     rec_acc: float
@@ -90,6 +101,8 @@ class Summary(Row):
 
 
 class TermPair(Row):
+    """EB* and behavior of one term at one checkpoint."""
+
     term: str
     model: str
     checkpoint: str
@@ -98,6 +111,8 @@ class TermPair(Row):
 
 
 class Lead(Row):
+    """Lagged correlations of one term over training."""
+
     term: str
     r_lead: Maybe = Field(validation_alias=AliasChoices("r_lead", "r_forward"))
     r_lag: Maybe = Field(validation_alias=AliasChoices("r_lag", "r_backward"))
@@ -105,6 +120,8 @@ class Lead(Row):
 
 
 class Decoupling(Row):
+    """Rank correlations of one term in the early and the late half of training."""
+
     term: str
     rho_early: Maybe
     rho_late: Maybe
@@ -113,6 +130,8 @@ class Decoupling(Row):
 
 
 class Control(Row):
+    """EB* of one control term at one checkpoint."""
+
     model: str
     checkpoint: str
     term: str
@@ -122,6 +141,8 @@ class Control(Row):
 
 
 class Tokenization(Row):
+    """The token ids of one term."""
+
     model: str = Field(validation_alias=AliasChoices("model", "model_size"))
     term: str
     n_tokens: int
@@ -129,6 +150,8 @@ class Tokenization(Row):
 
 
 class Detail(Row):
+    """The score of one prompt in a few-shot file."""
+
     term: str
     prompt_id: str
     template: str
@@ -137,6 +160,8 @@ class Detail(Row):
 
 
 class FewShot(Row):
+    """Scores with and without an exemplar at one checkpoint."""
+
     model: str
     checkpoint: str
     zero_shot_mean: float
@@ -148,17 +173,24 @@ class FewShot(Row):
 
 
 class Accuracy(Row):
+    """Recognition accuracy under one condition of ablation."""
+
     accuracy: Share
     correct: int | None = Field(None, ge=0)
     total: int | None = Field(None, ge=1)
 
 
 class Mean(Row):
+    """Mean generation score under one condition of ablation."""
+
     mean_score: Share
 
 
 class Ablation(Row):
-    """Conditions nested under each task: "BASELINE", "TOP-4 ablated", "RANDOM trial 1", "BOTTOM-4 ablated"."""
+    """Ablation at one checkpoint, with conditions under each task.
+
+    The conditions are "BASELINE", "TOP-4 ablated", "RANDOM trial 1", "BOTTOM-4 ablated".
+    """
 
     model: str
     checkpoint: str
@@ -168,7 +200,7 @@ class Ablation(Row):
 
 
 class FlatAblation(Row):
-    """One recognition accuracy a condition at the top level; the random one is a mean over trials."""
+    """Ablation at one checkpoint, with one recognition accuracy for each condition (random: a mean over trials)."""
 
     model: str
     checkpoint: str
@@ -180,7 +212,7 @@ class FlatAblation(Row):
     specificity: float | None = None
 
 
-#: Endings of file names, and the kinds of record that may stand in such a file.
+#: File extension -> the kinds of record in such files.
 KINDS: dict[str, tuple[type[Row], ...]] = {
     ".jsonl": (Binding, Behavior, Prompt),
     ".csv": (Summary, TermPair, Lead, Decoupling, Control, Tokenization),

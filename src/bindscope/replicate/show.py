@@ -1,4 +1,4 @@
-"""A replication on the screen, readable at 80 columns, and as CSV files."""
+"""Prints a replication, for a width of 80 columns, and writes it as CSV files or JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from bindscope.replicate.replication import Replication
 _MARK = {"match": "match", "rounded twice": "rounded twice", "mismatch": "MISMATCH", "not computable": "not computable"}
 
 
-def to_csv(found: Replication, folder: Path) -> list[Path]:
-    """Write every table, and what each shows, as CSV files; returns their paths."""
-    tables = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "shows"}
-    tables["shows"] = pd.DataFrame(found.shows.items(), columns=["table", "shows"])
+def to_csv(replication: Replication, folder: Path) -> list[Path]:
+    """Write every table, and what each shows, as CSV files and return their paths.
+
+    replication: the tables
+    folder: where the files are written
+    Raises RequestError where the folder cannot be written.
+    """
+    tables = {f.name: getattr(replication, f.name) for f in fields(replication) if f.name != "shows"}
+    tables["shows"] = pd.DataFrame(replication.shows.items(), columns=["table", "shows"])
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,31 +38,35 @@ def to_csv(found: Replication, folder: Path) -> list[Path]:
     return paths
 
 
-def to_dict(found: Replication) -> dict[str, Any]:
-    """For JSON: every table as a list of records, missing values as null."""
-    out: dict[str, Any] = {"shows": found.shows}
-    for field in fields(found):
-        table = getattr(found, field.name)
+def to_dict(replication: Replication) -> dict[str, Any]:
+    """The replication as plain values for JSON: every table as a list of records, missing values as null."""
+    out: dict[str, Any] = {"shows": replication.shows}
+    for field in fields(replication):
+        table = getattr(replication, field.name)
         if isinstance(table, pd.DataFrame):
             out[field.name] = table.astype(object).where(table.notna(), None).to_dict("records")
     return out
 
 
-def show(found: Replication, console: Console | None = None) -> None:
-    """Match and mismatch first, then the controlled reading, then what was skipped."""
+def show(replication: Replication, console: Console | None = None) -> None:
+    """Print the comparison with the paper, then the controlled statistics, then what was skipped.
+
+    replication: the tables
+    console: where they are printed, None for standard output
+    """
     out = console or Console(highlight=False)
-    _figures(out, found.figures)
-    _checks(out, found.checks)
-    _coupling(out, found)
-    _length(out, found)
-    _answers(out, found)
-    _spans(out, found)
-    _units(out, found)
-    _skipped(out, found.skipped)
+    _figures(out, replication.figures)
+    _checks(out, replication.checks)
+    _coupling(out, replication)
+    _length(out, replication)
+    _answers(out, replication)
+    _spans(out, replication)
+    _units(out, replication)
+    _skipped(out, replication.skipped)
 
 
 def _table(out: Console, title: str, columns: list[str], rows: list[list[Any]], left: int = 1) -> None:
-    """The first `left` columns are text, the others numbers."""
+    """Print a table; the first `left` columns are text, the others numbers."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold")
@@ -118,8 +127,8 @@ def _checks(out: Console, checks: pd.DataFrame) -> None:
             _say(out, f"{row['check']}: {row['detail']}")
 
 
-def _coupling(out: Console, found: Replication) -> None:
-    for (source, size), part in found.coupling.groupby(["source", "size"], sort=False):
+def _coupling(out: Console, replication: Replication) -> None:
+    for (source, size), part in replication.coupling.groupby(["source", "size"], sort=False):
         rows = [
             [
                 row["quantity"],
@@ -139,11 +148,11 @@ def _coupling(out: Console, found: Replication) -> None:
     _say(
         out,
         "Interval: 95%, redraws whole terms. Within checkpoints: each value less its checkpoint's mean. "
-        + found.shows["coupling"],
+        + replication.shows["coupling"],
     )
 
 
-def _length(out: Console, found: Replication) -> None:
+def _length(out: Console, replication: Replication) -> None:
     rows = [
         [
             f"{row['size']} {row['checkpoint']}",
@@ -153,23 +162,23 @@ def _length(out: Console, found: Replication) -> None:
             _number(row["two_token"]),
             _number(row["real_two_token"]),
         ]
-        for row in found.length.to_dict("records")
+        for row in replication.length.to_dict("records")
     ]
     columns = ["controls of", "terms", "tokens", "rho(EB*, tokens)", "k=2", "real terms, k=2"]
     if rows:
         _table(out, "EB* and the length of the term", columns, rows)
-    for row in found.length.to_dict("records"):
+    for row in replication.length.to_dict("records"):
         _say(out, f"{row['size']} {row['checkpoint']}: {row['groups']}")
-    if len(found.constants):
-        for _, part in found.constants.groupby(["source", "size", "checkpoint", "n_term_tokens"]):
+    if len(replication.constants):
+        for _, part in replication.constants.groupby(["source", "size", "checkpoint", "n_term_tokens"]):
             one = part.iloc[0]
             place = f"{len(part)} of {one['source']}, {one['size']} {one['checkpoint']}"
             _say(out, f"{place}: EB* is the constant {one['constant']:.6f} of k = {one['n_term_tokens']}")
-    _say(out, found.shows["length"])
+    _say(out, replication.shows["length"])
 
 
-def _answers(out: Console, found: Replication) -> None:
-    wanted = found.answers[found.answers["checkpoint"].isin(["all", "step0"])]
+def _answers(out: Console, replication: Replication) -> None:
+    wanted = replication.answers[replication.answers["checkpoint"].isin(["all", "step0"])]
     rows = [
         [
             f"{row['set']} {row['size']}, {row['checkpoint']}",
@@ -184,12 +193,12 @@ def _answers(out: Console, found: Replication) -> None:
     columns = ["prompts, checkpoint", "items", "gold", "A", "B", "C", "D", "accuracy", "always A"]
     if rows:
         _table(out, "Where the answer stands, and which option is predicted", columns, rows)
-    _say(out, found.shows["answers"])
+    _say(out, replication.shows["answers"])
 
 
-def _spans(out: Console, found: Replication) -> None:
+def _spans(out: Console, replication: Replication) -> None:
     rows = []
-    for row in found.spans.to_dict("records"):
+    for row in replication.spans.to_dict("records"):
         verdict = "not compared" if row["agree"] is None else "agree" if row["agree"] else "WRONG TOKENS"
         place = f"{row['published']} {row['published_text']}"
         rows.append(
@@ -205,10 +214,10 @@ def _spans(out: Console, found: Replication) -> None:
         _table(
             out, "Tokens of the published spans (BOS is 0)", ["prompt", "published", "term", "", "why"], rows, left=5
         )
-    _say(out, found.shows["spans"])
+    _say(out, replication.shows["spans"])
 
 
-def _units(out: Console, found: Replication) -> None:
+def _units(out: Console, replication: Replication) -> None:
     rows = [
         [
             row["statistic"],
@@ -218,14 +227,14 @@ def _units(out: Console, found: Replication) -> None:
             ],
             _p(row["p"]),
         ]
-        for row in found.units.to_dict("records")
+        for row in replication.units.to_dict("records")
     ]
     columns = ["statistic", "n", "terms", "prompts", "checkpoints", "runs", "p"]
     if rows:
         _table(out, "Records and independent units", columns, rows)
-    for row in found.units[found.units["statistic"].str.contains("ablation")].to_dict("records"):
+    for row in replication.units[replication.units["statistic"].str.contains("ablation")].to_dict("records"):
         _say(out, f"{row['statistic']}: {row['note']}")
-    _say(out, found.shows["units"])
+    _say(out, replication.shows["units"])
 
 
 def _skipped(out: Console, skipped: pd.DataFrame) -> None:

@@ -44,7 +44,7 @@ def write_comparison(first: RunTables, second: RunTables) -> tuple[Path, Changes
         numbers=numbers_of,
         tables=listed,
         data=packed({"csv": csv, "explorer": {}}),
-        said=_in_words(found),
+        sentences=_in_words(found),
     )
     return first.store.write_text("compared.html", page), found
 

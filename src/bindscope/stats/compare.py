@@ -1,4 +1,4 @@
-"""Is one set of values higher than another: as published, and matched, paired, clustered or equivalent."""
+"""Compares two sets of values: the published tests, and matched, paired and clustered ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ Alternative = Literal["two-sided", "greater", "less"]
 
 
 class Welch(NamedTuple):
-    """Welch's t, its degrees of freedom, two-sided p, and mean(a) - mean(b) with its interval."""
+    """The result of `welch`.
+
+    t, df, p: the statistic, its degrees of freedom, two-sided p
+    difference: mean(a) - mean(b), in units of the values
+    low, high: its interval
+    """
 
     t: float
     df: float
@@ -25,7 +30,12 @@ class Welch(NamedTuple):
 
 
 class Proportion(NamedTuple):
-    """k / n with its interval."""
+    """A proportion k / n.
+
+    value: k / n
+    low, high: its interval
+    n: number of trials
+    """
 
     value: float
     low: float
@@ -34,7 +44,14 @@ class Proportion(NamedTuple):
 
 
 class Stratified(NamedTuple):
-    """Mean difference over strata with both kinds, interval, two-sided p, and the strata left out as unmatched."""
+    """The result of `stratified_difference`.
+
+    value: mean difference over the strata with both kinds, in units of the values
+    low, high, p: its interval and two-sided p
+    n: number of values in these strata
+    clusters: number of clusters
+    unmatched: strata that are left out because they have only one kind
+    """
 
     value: float
     low: float
@@ -58,18 +75,18 @@ def cohen_d(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def welch(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Welch:
-    """Welch's t-test of equal means, variances not taken as equal (Welch 1947; scipy.stats.ttest_ind). Published.
+    """Welch's t-test of equal means without equal variances (Welch 1947; scipy.stats.ttest_ind), as published.
 
-    Takes all values as independent. Undefined as `cohen_d`.
+    It assumes that all values are independent. Undefined where `cohen_d` is.
     """
     cohen_d(a, b)
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    found = stats.ttest_ind(x, y, equal_var=False)
-    low, high = found.confidence_interval(level)
+    test = stats.ttest_ind(x, y, equal_var=False)
+    low, high = test.confidence_interval(level)
     return Welch(
-        t=float(found.statistic),
-        df=float(found.df),
-        p=float(found.pvalue),
+        t=float(test.statistic),
+        df=float(test.df),
+        p=float(test.pvalue),
         difference=float(x.mean() - y.mean()),
         low=float(low),
         high=float(high),
@@ -82,14 +99,14 @@ def stratified_difference(
     """Real minus control in strata (token count x frame): sum_s n_s (mean real_s - mean control_s) / sum_s n_s.
 
     n_s is the number of real values in stratum s, s runs over strata with both kinds; the others are named in
-    `unmatched` and left out (n counts what is kept). Interval and p: t with the `jackknife` over clusters (a term and
-    the controls made from it share one; unrelated controls have their own). In units of values. Undefined if no stratum
-    has both kinds or if one cluster is all there is on a side.
+    `unmatched` and left out (n counts the values that are used). Interval and p: t with the `jackknife` over clusters
+    (a term and the controls derived from it share one; unrelated controls have their own). In units of values.
+    Undefined if no stratum has both kinds or if one side consists of one cluster.
     """
     (x,) = columns(2, values=values)
     real = np.asarray(is_real)
     if real.shape != x.shape or not np.isin(real, (0, 1)).all():
-        raise ValueError(f"is_real has shape {real.shape}, values {x.shape}; one True or False a value is needed")
+        raise ValueError(f"is_real has shape {real.shape}, values {x.shape}; give one True or False for each value")
     names, stratum = groups("strata", strata, len(x), 1)
     cell = 2 * stratum + real.astype(np.intp)
     here: NDArray[np.int64] = np.bincount(cell, minlength=2 * len(names)).reshape(-1, 2)
@@ -113,7 +130,7 @@ def stratified_difference(
 
 
 def _matched(sums: Floats, counts: Floats) -> Floats:
-    """The weighted difference from sums and counts [..., stratum, control/real]; strata that lack a side drop out."""
+    """The weighted difference from sums and counts [..., stratum, control/real], over strata that have both."""
     both = np.all(counts > 0, axis=-1, keepdims=True)
     means = np.divide(sums, counts, out=np.zeros(sums.shape), where=both & (counts > 0))
     weight = np.where(both[..., 0], counts[..., 1], 0)
@@ -143,9 +160,10 @@ def _binomial(k: int, n: int, p0: float = 0.5, alternative: Alternative = "two-s
 
 
 def benjamini_hochberg(p: ArrayLike) -> Floats:
-    """Adjusted p-values (q), in the order given, that hold the false discovery rate (Benjamini & Hochberg 1995).
+    """Adjusted p-values (q), in the given order, that control the false discovery rate (Benjamini & Hochberg 1995).
 
-    Give one declared family without its missing results. ValueError for values outside [0, 1].
+    p: the p-values of one declared family, without missing ones
+    Raises ValueError for values outside of [0, 1].
     """
     (each,) = columns(1, p=p)
     if each.min() < 0 or each.max() > 1:

@@ -1,6 +1,6 @@
-"""Does one quantity go with another: correlation as published, and with terms that are seen again and again.
+"""Correlations: as published, and for repeated observations of the same terms.
 
-Also what the other statistics share: `Undefined`, the validators `columns` and `groups`, and `jackknife`.
+The module also has what the other statistics share: `Undefined`, the validators `columns` and `groups`, `jackknife`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ _CELLS = 4_000_000  # draws x values held in memory at a time
 
 
 class Undefined(ValueError):
-    """The data cannot carry the statistic. The message is the reason that a missing result is stored with."""
+    """The statistic is not defined for the data. Results store its message as the reason for a missing value."""
 
 
 class Rank(NamedTuple):
-    """Spearman's rho, two-sided p, number of pairs."""
+    """Spearman's rank correlation.
+
+    rho: the correlation
+    p: two-sided p
+    n: number of pairs
+    """
 
     rho: float
     p: float
@@ -29,7 +34,14 @@ class Rank(NamedTuple):
 
 
 class Clustered(NamedTuple):
-    """A value with the interval and two-sided p (of no effect) that so many clusters of n values give."""
+    """A statistic of n values in clusters.
+
+    value: the statistic
+    low, high: its interval
+    p: two-sided p of no effect
+    n: number of values
+    clusters: number of clusters
+    """
 
     value: float
     low: float
@@ -40,7 +52,15 @@ class Clustered(NamedTuple):
 
 
 class Repeated(NamedTuple):
-    """Repeated-measures correlation as Bland & Altman give it: residuals taken as independent."""
+    """Repeated-measures correlation (Bland & Altman 1995), which assumes independent residuals.
+
+    r: the correlation
+    low, high: its interval
+    p: two-sided p
+    dof: degrees of freedom
+    n: number of values
+    clusters: number of subjects
+    """
 
     r: float
     low: float
@@ -52,7 +72,15 @@ class Repeated(NamedTuple):
 
 
 class Slope(NamedTuple):
-    """A fixed slope: interval and p by the jackknife over terms; se_model and p_model by the mixed model alone."""
+    """The result of `mixed_slope`.
+
+    slope: the slope, in units of y per unit of x
+    se, low, high, p: standard error, interval and p by the jackknife over terms
+    se_model, p_model: standard error and p of the mixed model
+    term_sd, residual_sd: standard deviations between terms and of the residual
+    n: number of values
+    clusters: number of terms
+    """
 
     slope: float
     se: float
@@ -68,34 +96,42 @@ class Slope(NamedTuple):
 
 
 def columns(least: int, /, **named: ArrayLike) -> list[Floats]:
-    """The named series as float64, or ValueError with the name and what was seen.
+    """The named series as float64.
 
-    One-dimensional, of one length and finite. Undefined below `least` values.
+    least: smallest number of values
+    Raises ValueError, with the name and the value seen, for a series that is not one-dimensional, not finite or of
+    another length, Undefined below `least` values.
     """
-    found = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
-    for name, x in found.items():
+    series = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
+    for name, x in series.items():
         if x.ndim != 1:
             raise ValueError(f"{name} has shape {x.shape}; one dimension is needed")
         if bad := int((~np.isfinite(x)).sum()):
             raise ValueError(f"{name} has {bad} of {len(x)} values that are not finite; drop or explain them first")
-    lengths = {name: len(x) for name, x in found.items()}
+    lengths = {name: len(x) for name, x in series.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lengths differ: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
     name, n = next(iter(lengths.items()))
     if n < least:
         raise Undefined(f"{name} has {n} values; at least {least} are needed")
-    return list(found.values())
+    return list(series.values())
 
 
 def varied(**named: Floats) -> None:
-    """Undefined if a series is constant; the message names it and its value."""
+    """Check that no series is constant. Raises Undefined with the name and the value of one that is."""
     for name, x in named.items():
         if np.ptp(x) <= 1e-12 * np.abs(x).max(initial=0):
             raise Undefined(f"{name} is constant ({x[0]:g} in all {x.size} values)")
 
 
 def groups(name: str, labels: ArrayLike, n: int, least: int = 2) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Distinct labels and, for each of n values, the number of its label. Undefined below `least` groups."""
+    """The distinct labels, and for each of n values the index of its label.
+
+    name: name of the labels in errors
+    labels: (n,) a label for each value
+    least: smallest number of groups
+    Raises ValueError for another shape, Undefined below `least` groups.
+    """
     given = np.asarray(labels)
     if given.shape != (n,):
         raise ValueError(f"{name} has shape {given.shape}; ({n},) is needed, one label a value")
@@ -107,18 +143,18 @@ def groups(name: str, labels: ArrayLike, n: int, least: int = 2) -> tuple[NDArra
 
 
 def jackknife(value: float, without: Floats, level: float = 0.95, *, fisher: bool = False) -> tuple[float, ...]:
-    """Standard error, low, high and two-sided p from the values found without each cluster in turn.
+    """Standard error, low, high and two-sided p from the statistic without each cluster in turn.
 
     se^2 = (G - 1)/G sum (v_g - mean v)^2 (Efron & Stein 1981; CR3 of Bell & McCaffrey 2002 in a regression), interval
-    value +- t(G - 1) se. fisher: all of it on atanh(v), the se too. Undefined if a value is not finite, as when one
-    cluster carries all the variation, or if the se is zero.
+    value +- t(G - 1) se. fisher: compute everything, also the se, on atanh(v). Undefined if a value is not
+    finite, as when all variation is within one cluster, or if the se is zero.
     """
     each = np.arctanh(without) if fisher and (np.abs(without) < 1).all() else np.asarray(without, dtype=np.float64)
     centre = float(np.arctanh(value)) if fisher and abs(value) < 1 else value
     if fisher and not ((np.abs(without) < 1).all() and abs(value) < 1):
         raise Undefined(f"a correlation of {value:g} with every or all but one cluster has no interval")
     if not np.isfinite(each).all():
-        raise Undefined(f"without one of {len(each)} clusters the statistic does not exist; it hangs on that cluster")
+        raise Undefined(f"without one of {len(each)} clusters the statistic is undefined; it depends on that cluster")
     g = len(each)
     se = float(np.sqrt((g - 1) / g * ((each - each.mean()) ** 2).sum()))
     if se <= 1e-12 * max(abs(centre), 1e-300):
@@ -131,12 +167,12 @@ def jackknife(value: float, without: Floats, level: float = 0.95, *, fisher: boo
 def spearman(x: ArrayLike, y: ArrayLike) -> Rank:
     """Spearman's rank correlation, mid-ranks for ties, p from t with n - 2 degrees of freedom (scipy.stats.spearmanr).
 
-    The published statistic: it takes all pairs as independent. Undefined below 3 pairs or for a constant series.
+    The published statistic, which assumes independent pairs. Undefined below 3 pairs or for a constant series.
     """
     a, b = columns(3, x=x, y=y)
     varied(x=a, y=b)
-    found = stats.spearmanr(a, b)
-    return Rank(float(found.statistic), float(found.pvalue), len(a))
+    test = stats.spearmanr(a, b)
+    return Rank(float(test.statistic), float(test.pvalue), len(a))
 
 
 def spearman_of_means(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> Rank:
@@ -157,10 +193,11 @@ def clustered_spearman(
     seed: int = 0,
     level: float = 0.95,
 ) -> Clustered:
-    """Spearman's rho with a percentile interval that redraws whole clusters (Field & Welsh 2007).
+    """Spearman's rho with a percentile interval of a bootstrap over whole clusters (Field & Welsh 2007).
 
-    Every draw ranks its own sample anew. within: labels (checkpoints, say); ranks are then taken inside each and the
-    correlation is of rank/(n + 1) - 1/2, pooled, so that a rise which all terms share cannot make it. The percentiles
+    Every bootstrap sample is ranked again. within: labels such as checkpoints; values are then ranked within each and
+    the correlation is of rank/(n + 1) - 1/2, pooled, so that a rise which all terms share does not add to it. The
+    percentiles
     are those of z = +-t(G - 1) sqrt(G / (G - 1)) for G clusters (the expanded percentile of Hesterberg 2015): the
     plain ones cover 92% instead of 95% with 11 clusters. p is the level at which that interval ends at 0; it cannot
     fall below what one draw in `draws` gives. Undefined as `spearman`, with one cluster, or if over a tenth of the
@@ -225,8 +262,8 @@ def repeated_measures(x: ArrayLike, y: ArrayLike, subjects: ArrayLike, *, level:
 
     r = sum x'y' / sqrt(sum x'^2 sum y'^2), primes for deviations from the subject's means; dof = n - subjects - 1;
     p from t = r sqrt(dof / (1 - r^2)); interval tanh(atanh r +- z / sqrt(dof - 1)) (Bakdash & Marusich 2017), NaN for
-    dof < 2. pingouin.rm_corr gives the same; it is GPL, so only the tests use it. A trend that all subjects share makes
-    r, and residuals that depend on each other make p too small: `clustered_repeated` allows for both.
+    dof < 2. pingouin.rm_corr gives the same; it is GPL, so only the tests use it. A trend that all subjects share
+    increases r, and dependent residuals make p too small: `clustered_repeated` allows for both.
     """
     a, b = columns(3, x=x, y=y)
     names, index = groups("subjects", subjects, len(a))
@@ -355,6 +392,6 @@ def fitted(y: Floats, design: Floats, **model: Any) -> Any:
         except (np.linalg.LinAlgError, ValueError) as error:
             raise Undefined(f"the mixed model is singular: {error}") from error
     if not settled:
-        said = "; ".join(sorted({str(each.message).split("\n")[0] for each in seen})) or "no reason given"
-        raise Undefined(f"the mixed model did not converge: {said}")
+        reason = "; ".join(sorted({str(each.message).split("\n")[0] for each in seen})) or "no reason given"
+        raise Undefined(f"the mixed model did not converge: {reason}")
     return fit

@@ -1,6 +1,6 @@
-"""When a quantity emerges: interval-censored, because a checkpoint only says that it happened since the last one.
+"""When a quantity emerges. Times are interval-censored: the event was between two checkpoints.
 
-Intervals are (left, right] in the units of `steps`: the event came after left and by right.
+Intervals are (left, right] in the units of `steps`: the event was after left and not after right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from bindscope.stats.correlate import Floats
 
 
 class Survival(NamedTuple):
-    """Where the estimate puts its mass, and the interval (median_left, median_right] that holds the median."""
+    """The result of `turnbull`.
+
+    left, right: ends of the intervals that have mass
+    mass: probability of each interval
+    median_left, median_right: the interval that contains the median
+    n: number of times
+    """
 
     left: Floats
     right: Floats
@@ -27,7 +33,13 @@ class Survival(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Terms in which binding is surely earlier, surely later, or neither; sign test p, None if none is decided."""
+    """The result of `paired_emergence`.
+
+    earlier, later: number of terms in which binding is certainly earlier, or later
+    undecided: number of terms in which the intervals overlap
+    p: two-sided sign test on the decided terms, None without any
+    n: number of terms
+    """
 
     earlier: int
     later: int
@@ -63,7 +75,7 @@ def crossings(steps: ArrayLike, values: ArrayLike, thresholds: ArrayLike) -> tup
 def turnbull(left: ArrayLike, right: ArrayLike, *, tolerance: float = 1e-8, rounds: int = 1000) -> Survival:
     """Distribution and median of (left, right] times by nonparametric maximum likelihood (Turnbull 1976).
 
-    Mass can only lie on innermost intervals. It is found by the constrained Newton method (Wang 2007), which ends when
+    Only innermost intervals can have mass. The constrained Newton method (Wang 2007) computes it and ends when
     no interval's mean of 1 / (mass an observation holds) is above 1 + tolerance: the mean log-likelihood is then within
     tolerance of its maximum (Gentleman & Geyer 1994). RuntimeError if `rounds` do not suffice.
     The likelihood says how much mass an interval holds, not where inside it, so the median is an interval too; its
@@ -119,11 +131,12 @@ def _newton(inside: Floats, slopes: Floats, mass: Floats) -> Floats:
 def paired_emergence(
     binding_left: ArrayLike, binding_right: ArrayLike, behavior_left: ArrayLike, behavior_right: ArrayLike
 ) -> Order:
-    """In how many terms binding surely emerged before behavior, surely after it, or neither can be told.
+    """The number of terms in which binding certainly emerged before behavior, certainly after it, or neither.
 
-    Surely before: its interval ends at or before the left end of behavior's. Two-sided sign test on the decided terms
-    (exact binomial, 1/2), None without any. It takes terms as independent; terms of one run are not, so across seeds
-    compare runs (`bindscope.stats.leadlag.swap_test` says why). Terms that are undecided are no evidence of a tie.
+    "Certainly before" means that the interval of binding ends at or before the left end of the interval of behavior.
+    The two-sided sign test on the decided terms (exact binomial, 1/2) assumes independent terms. The terms of one run
+    are not independent, so compare runs with different seeds (see `bindscope.stats.leadlag.swap_test`). Undecided terms
+    are not evidence of a tie.
     """
     x, y = _intervals("binding_left", binding_left, "binding_right", binding_right)
     u, v = _intervals("behavior_left", behavior_left, "behavior_right", behavior_right)

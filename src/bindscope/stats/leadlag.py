@@ -1,10 +1,10 @@
-"""C1-B: does binding come before behavior? The published count, and what that count gives when nothing leads.
+"""C1-B: does binding come before behavior? The published count, and the count that is expected without a lead.
 
-Why a binomial over the terms of one run proves nothing: the terms share their training. One learning-rate change or
-one checkpoint's noise moves all of them, so 41 terms are far from 41 coin flips, and the expected share of "EB leads"
-is not 1/2 either: a series with a later or noisier rise loses whatever comes first (Hamaker et al. 2015). What can be
-said from one run is how its count compares with series that share their trend without a lead (`surrogate_null`); what
-can be said about training in general needs runs that differ in their seed (`swap_test`).
+A binomial test over the terms of one run is not valid, because the terms share their training. A change of the learning
+rate or the noise of one checkpoint affects all of them, so 41 terms are not 41 independent trials. The expected share
+of "EB leads" is not 1/2 either: the series with the later or noisier rise leads less often, whichever comes first
+(Hamaker et al. 2015). One run can be compared with simulated series that share their trend without a lead
+(`surrogate_null`). Statements about training in general need runs with different seeds (`swap_test`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from bindscope.stats.correlate import Floats, Undefined
 
 
 class LeadLag(NamedTuple):
-    """Share of terms in which EB leads, Wilson interval, one-sided binomial p; counts of terms used and left out."""
+    """The result of `lead_lag`.
+
+    fraction: share of terms in which EB leads
+    low, high: its Wilson interval
+    p: one-sided binomial p
+    n: number of terms
+    leads, ties: number of terms in which EB leads, and of ties
+    constant: number of terms that are left out because a series is constant
+    """
 
     fraction: float
     low: float
@@ -34,7 +42,14 @@ class LeadLag(NamedTuple):
 
 
 class SwapTest(NamedTuple):
-    """Mean over runs of (share EB leads - share behavior leads), one-sided p, and the least p so many runs can give."""
+    """The result of `swap_test`.
+
+    value: mean over runs of (share EB leads - share behavior leads)
+    p: one-sided p
+    runs: number of runs
+    least_p: smallest p that this number of runs can give
+    per_run: the value of each run
+    """
 
     value: float
     p: float
@@ -44,7 +59,17 @@ class SwapTest(NamedTuple):
 
 
 class Surrogate(NamedTuple):
-    """Lead share seen, p and the null's mean and central 95%; what was fitted: lag-1 and shared noise of EB and Beh."""
+    """The result of `surrogate_null`.
+
+    fraction: observed share of terms in which EB leads
+    p: share of simulated runs with as large a share
+    null_mean, null_low, null_high: mean and central 95% of the simulated shares
+    phi: lag-1 autocorrelation of the noise of EB and of Beh
+    shared: share of the noise of EB and of Beh that all terms have in common
+    n: number of terms
+    constant: number of terms that are left out because a series is constant
+    draws: number of simulated runs
+    """
 
     fraction: float
     p: float

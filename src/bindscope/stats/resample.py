@@ -1,4 +1,4 @@
-"""Resampling on arrays."""
+"""Bootstrap of means over clusters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from scipy.stats import norm, t
 
 
 class Interval(NamedTuple):
-    """A mean with its percentile interval; low and high are NaN with fewer than two clusters."""
+    """A mean with its percentile interval.
+
+    mean: the mean
+    low, high: its interval, NaN with fewer than two clusters
+    clusters: number of clusters
+    """
 
     mean: float
     low: float
@@ -21,12 +26,17 @@ class Interval(NamedTuple):
 def cluster_mean(
     values: ArrayLike, clusters: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of all values, with a bootstrap interval that redraws whole clusters (Field & Welsh 2007).
+    """Mean of all values, with a bootstrap interval over whole clusters (Field & Welsh 2007).
 
-    values and clusters are of one length. Clusters (terms, say) are drawn with replacement and every value of a drawn
-    cluster comes with it, so values of one cluster may depend on each other. The percentiles are those of
-    z = +-t(G - 1) sqrt(G / (G - 1)) for G clusters (the expanded percentile of Hesterberg 2015): the plain ones are too
-    narrow for few clusters.
+    The bootstrap draws clusters (such as terms) with replacement, each with all of its values, so values of one cluster
+    may depend on each other. The percentiles are those of z = +-t(G - 1) sqrt(G / (G - 1)) for G clusters (the expanded
+    percentile of Hesterberg 2015), since plain percentiles are too narrow for few clusters.
+
+    values: (n,)
+    clusters: (n,) label of each value's cluster
+    level: level of the interval
+    draws: number of bootstrap samples
+    seed: seed of the bootstrap
     Raises ValueError for empty input, unequal lengths or values that are not finite.
     """
     x = np.asarray(values, dtype=np.float64)

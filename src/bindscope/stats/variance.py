@@ -1,4 +1,4 @@
-"""How much of a quantity belongs to the term, and how much to the prompt: C2 stability."""
+"""C2: how much of the variance of a quantity is between terms, and how much between prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from bindscope.stats.correlate import Floats, Undefined, columns, fitted, groups
 
 
 class Intraclass(NamedTuple):
-    """ICC(1) with its interval, F and p of no difference between groups, values and groups."""
+    """The result of `icc`.
+
+    value: ICC(1)
+    low, high: its interval
+    f, p: F and p of no difference between groups
+    n: number of values
+    clusters: number of groups
+    """
 
     value: float
     low: float
@@ -25,7 +32,13 @@ class Intraclass(NamedTuple):
 
 
 class Variation(NamedTuple):
-    """Coefficient of variation per group, in the order of names; NaN where `undefined` names a reason."""
+    """The result of `cv`.
+
+    names: the groups
+    values: coefficient of variation of each, NaN where it is undefined
+    counts: number of values of each
+    undefined: group -> why it is undefined
+    """
 
     names: tuple[str, ...]
     values: Floats
@@ -34,7 +47,14 @@ class Variation(NamedTuple):
 
 
 class Components(NamedTuple):
-    """Variance and its share of the total, by factor and `residual`; factors whose variance is estimated at zero."""
+    """The result of `components`.
+
+    variance: factor or "residual" -> variance, in squared units of the values
+    share: the same as shares of the total
+    mean: mean of the values
+    at_zero: factors whose variance is estimated at zero
+    n: number of values
+    """
 
     variance: dict[str, float]
     share: dict[str, float]
@@ -95,9 +115,9 @@ def components(values: ArrayLike, factors: Mapping[str, ArrayLike]) -> Component
     """Variance by crossed random factor: value = mean + sum_f u_f[level] + residual, by REML (statsmodels MixedLM).
 
     Variances in squared units of values; shares sum to 1. A variance estimated at zero is reported as such in
-    `at_zero`: it means too small to be told from none. With one value for every combination of levels, interactions
-    are in the residual. Undefined if a factor has one level or a level for every value, if two factors are the same
-    split, or if the fit does not converge.
+    `at_zero`: it is too small to be distinguished from zero. With one value for every combination of levels,
+    interactions are in the residual. Undefined if a factor has one level or a level for every value, if two factors are
+    the same split, or if the fit does not converge.
     """
     from statsmodels.regression.mixed_linear_model import VCSpec
 
@@ -109,11 +129,15 @@ def components(values: ArrayLike, factors: Mapping[str, ArrayLike]) -> Component
     seen: dict[tuple[int, ...], str] = {}
     for name, (names, index) in split.items():
         if len(names) == len(x):
-            raise Undefined(f"{name} has a level for each of {len(x)} values: it cannot be told from the residual")
+            raise Undefined(
+                f"{name} has a level for each of {len(x)} values: it cannot be distinguished from the residual"
+            )
         _, first = np.unique(index, return_index=True)
         key = tuple(int(start) for start in np.argsort(np.argsort(first))[index])
         if key in seen:
-            raise Undefined(f"{name} and {seen[key]} split the values alike: their shares cannot be told apart")
+            raise Undefined(
+                f"{name} and {seen[key]} split the values in the same way: their shares cannot be distinguished"
+            )
         seen[key] = name
     scale = float(x.std())
     spec = VCSpec(
@@ -124,11 +148,11 @@ def components(values: ArrayLike, factors: Mapping[str, ArrayLike]) -> Component
     one = np.ones((len(x), 1))
     fit = fitted((x - x.mean()) / scale, one, groups=np.zeros(len(x)), exog_vc=spec)
     order = list(fit.model.exog_vc.names)
-    found = {name: float(fit.vcomp[order.index(name)]) * scale**2 for name in split}
-    found["residual"] = float(fit.scale) * scale**2
-    total = sum(found.values())
-    share = {name: variance / total for name, variance in found.items()}
+    variances = {name: float(fit.vcomp[order.index(name)]) * scale**2 for name in split}
+    variances["residual"] = float(fit.scale) * scale**2
+    total = sum(variances.values())
+    share = {name: variance / total for name, variance in variances.items()}
     at_zero = tuple(name for name in split if share[name] < 1e-5)
     return Components(
-        variance=found, share=share, mean=float(fit.params[0]) * scale + float(x.mean()), at_zero=at_zero, n=len(x)
+        variance=variances, share=share, mean=float(fit.params[0]) * scale + float(x.mean()), at_zero=at_zero, n=len(x)
     )

@@ -1,4 +1,4 @@
-"""Stored ablations -> drops, specificity against random head sets, and a verdict with the rule that gave it."""
+"""The effect of ablation: drops, specificity compared with random head sets, and a verdict with its rule."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bindscope.stats.correlate import Undefined
 Floats = NDArray[np.float64]
 _PLACE = ["suite", "revision", "step"]
 _CONDITION = ["ranking", "mode", "k"]
-#: Outcome, the task whose prompts it is of, and its column.
+#: Outcome, task of its prompts, column.
 OUTCOMES = (
     ("accuracy", "recognition", "score"),
     ("margin", "recognition", "margin"),
     ("generation", "generation", "score"),
 )
-#: At or above this baseline accuracy the questions leave nothing to see; at or below chance plus this, nothing to lose.
+#: Above this baseline accuracy the questions are too easy; below chance plus this value the accuracy cannot drop.
 CEILING, ABOVE_CHANCE = 0.95, 0.05
-#: A specificity inside these bounds (90% interval) is called no effect: accuracy, and margin in nats per token.
+#: "no effect" means that the 90% interval of the specificity is within +- this bound (margin: nats per token).
 BOUNDS = {"accuracy": 0.05, "margin": 0.05}
 
 RULES = {
@@ -36,11 +36,19 @@ RULES = {
 
 
 def effects(ablation: pd.DataFrame, sets: pd.DataFrame, chance: float, alpha: float = 0.05) -> pd.DataFrame:
-    """One row per suite, checkpoint, ranking, mode, size and outcome (accuracy, margin; generation where asked for).
+    """A row per suite, checkpoint, ranking, mode, size and outcome (accuracy, margin, generation).
 
-    baseline, top, bottom, random: mean outcomes; drop_*: baseline less outcome; specificity = drop(top) - mean
-    drop(random), with p = (b + 1) / (R + 1) one-sided and the 95% interval of the paired difference over terms
-    (jackknife); loss_*: change of the loss on neutral text (nats per token); verdict, rule.
+    ablation, sets: the stored tables ablation and ablation_sets
+    chance: accuracy of guessing
+    alpha: significance level
+
+    Columns
+    baseline, top, bottom, random: mean outcomes
+    drop_top, drop_bottom, drop_random: baseline less outcome
+    specificity: drop under the top set less the mean drop under random sets, with p = (b + 1) / (R + 1), one-sided, and
+        the 95% interval of the paired difference over terms (jackknife)
+    loss_top, loss_bottom, loss_random: change of the loss on neutral text (nats per token)
+    verdict, rule: the verdict and its rule, see `RULES`
     """
     rows = []
     if ablation.empty:
@@ -71,8 +79,10 @@ def _losses(sets: pd.DataFrame, condition: tuple[Any, ...], base: float) -> dict
 def draws(ablation: pd.DataFrame) -> pd.DataFrame:
     """The drop under every set of heads: a row per suite, checkpoint, ranking, mode, size, outcome, set and draw.
 
-    Means over prompts; the random sets are the null that the top set is one more draw of. `specificity` and p of
-    `effects` come from these drops.
+    Drops are means over prompts; `effects` computes specificity and p from them. Under the null hypothesis the top set
+    is one more random set.
+
+    ablation: the stored table
     """
     rows = []
     if ablation.empty:
@@ -93,9 +103,11 @@ def draws(ablation: pd.DataFrame) -> pd.DataFrame:
 
 
 def dose(drops: pd.DataFrame) -> pd.DataFrame:
-    """`draws` by number of heads: the drop of the top and the bottom set, the mean and central 95% of random ones.
+    """The drops by number of heads: a row per suite, checkpoint, ranking, mode, outcome and k.
 
-    One row per suite, checkpoint, ranking, mode, outcome and k.
+    It has the drops of the top and the bottom set, and the mean and the central 95% of the random sets.
+
+    drops: the result of `draws`
     """
     keys = [*_PLACE, "ranking", "mode", "outcome", "k"]
     rows = []
@@ -117,7 +129,12 @@ def dose(drops: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Values(NamedTuple):
-    """Arrays over prompts: baseline, top, bottom (P,), random (R, P), terms (P,)."""
+    """One outcome over P prompts.
+
+    base, top, bottom: (P,) without ablation, with the top set, with the bottom set
+    random: (R, P) with each random set
+    terms: (P,) term of each prompt
+    """
 
     base: Floats
     top: Floats
@@ -160,7 +177,7 @@ def _effect(values: _Values, outcome: str, chance: float, alpha: float) -> dict[
         row |= {"low": wide.low, "high": wide.high, "low_90": narrow.low, "high_90": narrow.high, "reason": None}
     except Undefined as error:
         each = pd.Series(random.mean(0) - top).groupby(terms).mean()
-        if len(each) > 1 and float(each.max() - each.min()) < 1e-12:  # all terms alike: there is no spread to speak of
+        if len(each) > 1 and float(each.max() - each.min()) < 1e-12:  # all terms have the same value
             row |= dict.fromkeys(("low", "high", "low_90", "high_90"), row["specificity"])
             row |= {"reason": "every term gives the same value"}
         else:

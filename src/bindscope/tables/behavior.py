@@ -1,4 +1,4 @@
-"""Stored answers -> behavior: Beh per term, what a model prefers by position, few-shot gains, spread of sampling."""
+"""Behavior: Beh of each term, preference for positions of options, few-shot gains, spread over sampling seeds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ _SHOTS = {"exemplar": "exemplar", "paraphrase": "paraphrased", "mismatched": "mi
 def behavior(recognition: pd.DataFrame, generation: pd.DataFrame) -> pd.DataFrame:
     """Beh per suite, checkpoint and term: the mean of recognition accuracy and generation score (Tran 2026).
 
-    recognition, generation: stored tables; either may be empty. Columns: recognition (mean over questions and
-    rotations, score per token), generation (mean rubric score), beh, and `reason` where one of the two is missing; beh
-    is then missing too, since means over different things are not compared.
+    recognition, generation: the stored tables; either may be empty
+
+    Columns
+    recognition: accuracy, mean over questions and rotations, by the score per token
+    generation: mean rubric score
+    beh: mean of the two, NaN where one is missing, since a mean of one task cannot be compared with a mean of two
+    reason: which of the two is missing
     """
     keys = [*_PLACE, "term"]
     parts = []
@@ -43,10 +47,16 @@ def behavior(recognition: pd.DataFrame, generation: pd.DataFrame) -> pd.DataFram
 
 
 def positions(recognition: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy where gold stands at each place, and how often that place is chosen, by suite, checkpoint and format.
+    """Accuracy by position of the right option, and how often each position is chosen, by suite and checkpoint.
 
-    Listed questions only; `chosen` is the share of all questions answered by that place, 1 / places for a model
-    without a preference. n: questions with gold there.
+    recognition: the stored table; only questions with listed options count
+
+    Columns
+    position: the position, as a letter
+    n: questions whose right option is there
+    accuracy: of these questions
+    chosen: share of all questions for which the model chooses this position; 1 / places without a preference
+    places: number of positions
     """
     columns = [*_PLACE, "position", "n", "accuracy", "chosen", "places"]
     if recognition.empty or not (recognition["format"] == "listed").any():
@@ -70,20 +80,20 @@ def positions(recognition: pd.DataFrame) -> pd.DataFrame:
 
 
 def scoring(recognition: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy and margin under every score, by suite, checkpoint and format, with intervals that redraw terms."""
+    """Accuracy and margin under every score, by suite, checkpoint and format, with bootstrap intervals over terms."""
     rows = []
     if not recognition.empty:
         for place, part in recognition.groupby([*_PLACE, "format"], sort=False, dropna=False):
             for score in ("per_token", "raw", "per_byte", "pmi"):
-                found = cluster_mean(part[f"correct_{score}"].astype(float), part["term"])
+                accuracy = cluster_mean(part[f"correct_{score}"].astype(float), part["term"])
                 rows.append(
                     {
                         **dict(zip([*_PLACE, "format"], place, strict=True)),
                         "score": score,
                         "n": len(part),
-                        "accuracy": found.mean,
-                        "low": found.low,
-                        "high": found.high,
+                        "accuracy": accuracy.mean,
+                        "low": accuracy.low,
+                        "high": accuracy.high,
                         "margin": float(part[f"margin_{score}"].mean()),
                     }
                 )
@@ -92,10 +102,14 @@ def scoring(recognition: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(generation: pd.DataFrame, few_shot: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each generation prompt without an exemplar and behind each kind of exemplar.
+    """Scores of each opening without an exemplar and after each kind of exemplar: a row per suite, checkpoint, opening.
 
-    One row per suite, checkpoint and prompt: term, kind, zero, exemplar, paraphrased, mismatched, and, for the term's
-    own exemplar, matched (keywords in the answer) and copied (those of them that stand in the exemplar).
+    generation, few_shot: the stored tables
+
+    Columns
+    zero, exemplar, paraphrased, mismatched: the scores
+    matched: number of keywords in the completion after the term's own exemplar
+    copied: number of those keywords that the exemplar contains
     """
     if generation.empty or few_shot.empty:
         return pd.DataFrame()
@@ -115,10 +129,11 @@ def gains(generation: pd.DataFrame, few_shot: pd.DataFrame) -> pd.DataFrame:
 
 
 def shots(gained: pd.DataFrame) -> pd.DataFrame:
-    """Means of `gains` by suite, checkpoint and kind of exemplar: score, gain over no exemplar, intervals over terms.
+    """Means by suite, checkpoint and kind of exemplar: score, gain over no exemplar, bootstrap intervals over terms.
 
-    A kind that was not measured has no row. matched, copied: keywords behind the term's own exemplar, and those of them
-    that stand in it.
+    A kind that was not measured has no row.
+
+    gained: the result of `gains`
     """
     rows = []
     for place, part in gained.groupby(_PLACE, sort=False, dropna=False) if not gained.empty else ():
@@ -140,8 +155,12 @@ def shots(gained: pd.DataFrame) -> pd.DataFrame:
 def variability(table: pd.DataFrame) -> pd.DataFrame:
     """Spread of the rubric score over seeds, by suite, checkpoint, temperature and term.
 
-    mean: over prompts and seeds; sd: standard deviation over seeds (n - 1) of a prompt's score, mean over prompts;
-    texts: share of different texts among the seeds of a prompt.
+    table: the stored table variability
+
+    Columns
+    mean: mean score over prompts and seeds
+    sd: standard deviation (n - 1) of a prompt's score over seeds, mean over prompts
+    texts: distinct completions of a prompt divided by the number of seeds, mean over prompts
     """
     columns = [*_PLACE, "temperature", "term", "prompts", "seeds", "mean", "sd", "texts"]
     if table.empty:

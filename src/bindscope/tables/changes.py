@@ -1,4 +1,4 @@
-"""Two runs side by side: differences on the prompts that both measured, at the checkpoints that both have."""
+"""Compares two runs on the prompts and checkpoints that both have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bindscope.stats.correlate import Undefined
 from bindscope.tables.run import RunTables
 
 _PLACE = ["suite", "revision", "step"]
-#: Table, column, name, and what a pair is: the same prompt, or the same question whatever its rotation.
+#: Table, column, name, and unit of a pair: the same prompt, or the same question in any rotation.
 _QUANTITIES = (
     ("binding", "eb_star", "EB*", "prompt"),
     ("binding", "excess", "excess", "prompt"),
@@ -26,9 +26,12 @@ _QUANTITIES = (
 
 @dataclass(frozen=True)
 class Changes:
-    """checkpoints: a row per checkpoint and quantity: first, second (means), difference (first less second) with its
-    95% interval (paired, jackknife over terms), p, n pairs, clusters terms, reason. terms: the same by term, without an
-    interval: prompts of one term are few. notes: what only one of the runs has, and what differs where it should not.
+    """The differences between two runs.
+
+    checkpoints: a row per checkpoint and quantity: means first and second, difference (first less second) with its 95%
+        interval (paired, jackknife over terms), p, n pairs, clusters (terms), reason for a missing interval
+    terms: the same for each term, without an interval, since a term has few prompts
+    notes: what only one of the runs has, and prompts whose text differs
     """
 
     checkpoints: pd.DataFrame
@@ -37,7 +40,7 @@ class Changes:
 
 
 def changes(first: RunTables, second: RunTables) -> Changes:
-    """Compare two results folders. Raises RequestError where they share no checkpoint or no prompt."""
+    """Compare two runs. Raises RequestError where they share no checkpoint or no prompt."""
     tables = [
         {"binding": run.own} | {name: run.stored(name) for name in ("recognition", "generation")}
         for run in (first, second)
@@ -53,7 +56,7 @@ def changes(first: RunTables, second: RunTables) -> Changes:
     for run, its, other in ((first, places[0], places[1]), (second, places[1], places[0])):
         if alone := [place for place in its if place not in other]:
             notes.append(f"{run.store.root} alone has {_listed(alone)}")
-    changed, remarks = _asked(*(part["binding"] for part in tables))
+    changed, remarks = _different_texts(*(part["binding"] for part in tables))
     rows: list[dict[str, Any]] = []
     terms: list[dict[str, Any]] = []
     for table, column, name, unit in _QUANTITIES:
@@ -91,7 +94,7 @@ def _listed(places: list[tuple[str, str]]) -> str:
 
 
 def _pairs(a: pd.DataFrame, b: pd.DataFrame, column: str, unit: str) -> pd.DataFrame:
-    """Means per pair in both runs, where both have one: columns term, first, second."""
+    """The means of each pair that both runs have: columns term, first, second."""
     keys = [*_PLACE[:2], unit]
     sides = []
     for frame, name in ((a, "first"), (b, "second")):
@@ -139,8 +142,8 @@ def _terms(place: tuple[str, str], name: str, part: pd.DataFrame) -> Iterator[di
         }
 
 
-def _asked(a: pd.DataFrame, b: pd.DataFrame) -> tuple[set[str], list[str]]:
-    """Questions whose text is not the same in both runs, and sentences on them and on prompts that one run lacks."""
+def _different_texts(a: pd.DataFrame, b: pd.DataFrame) -> tuple[set[str], list[str]]:
+    """Questions whose text differs between the runs, and messages about them and about prompts that one run lacks."""
     texts = [_texts(frame) for frame in (a, b)]
     remarks = []
     for which, alone in (("first", set(texts[0]) - set(texts[1])), ("second", set(texts[1]) - set(texts[0]))):
@@ -153,7 +156,7 @@ def _asked(a: pd.DataFrame, b: pd.DataFrame) -> tuple[set[str], list[str]]:
 
 
 def _texts(binding: pd.DataFrame) -> dict[str, tuple[str, str | None]]:
-    """Prompt -> its question and its text without special tokens; no text where the store does not hold tokens."""
+    """Prompt -> its question and its text without special tokens; None where the store does not hold tokens."""
     out: dict[str, tuple[str, str | None]] = {}
     for row in binding.drop_duplicates("prompt").to_dict("records") if not binding.empty else ():
         tokens: Any = row.get("tokens")

@@ -11,11 +11,20 @@ LEAST_RHO = 0.3
 
 
 def gate(table: pd.DataFrame) -> dict[str, object]:
-    """Whether the reference study would have gone on: rho(EB*, accuracy) > 0.3 over all pairs, and at least one pair
-    with EB* at or above its 75th percentile while accuracy is at or below its 25th.
+    """Apply the go/no-go rule of the reference study.
 
-    table: observations of one suite. Keys: rho, rho_above, quadrant (such pairs), go, n, and `reason`, which says why
-    a part is missing.
+    The rule is to continue if rho(EB*, accuracy) > 0.3 over all pairs and at least one pair has EB* at or above its
+    75th percentile and accuracy at or below its 25th.
+
+    table: observations of one suite
+
+    Keys
+    rho: Spearman's rho
+    rho_above: whether it is above 0.3
+    quadrant: number of pairs with high EB* and low accuracy
+    go: whether the rule says to continue
+    n: number of pairs
+    reason: why values are missing
     """
     kept = table[table["eb_star"].notna() & (table["task"] == "recognition")]
     out: dict[str, object] = {

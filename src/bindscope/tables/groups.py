@@ -1,4 +1,4 @@
-"""Real terms and control groups in the same carrier sentences, at equal token counts."""
+"""Compares real terms and control groups in the same carrier sentences at equal token counts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ def carrier_rows(binding: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_group(binding: pd.DataFrame) -> pd.DataFrame:
-    """Mean EB*, EB*_mass and excess by suite, checkpoint, group and k, intervals over terms; and at equal k and frame
-    the difference real - group of EB* (`difference`, its interval, `reason` where there is no match)."""
+    """Mean EB*, EB*_mass and excess by suite, checkpoint, group and k, with bootstrap intervals over terms.
+
+    The columns difference, difference_low and difference_high are the mean EB* of real terms less that of the group at
+    equal k and frame, with its interval; `reason` says why they are missing.
+
+    binding: the joined table of a run
+    """
     table = carrier_rows(binding)
     rows = []
     if not table.empty:
@@ -44,8 +49,8 @@ def _mean(cell: pd.DataFrame, name: str) -> dict[str, float | None]:
     kept = cell[cell[name].notna()]
     if kept.empty:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    found = cluster_mean(kept[name].astype(float), kept["term"])
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    mean = cluster_mean(kept[name].astype(float), kept["term"])
+    return {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
 
 
 def _difference(part: pd.DataFrame, group: str) -> dict[str, object]:
@@ -56,8 +61,8 @@ def _difference(part: pd.DataFrame, group: str) -> dict[str, object]:
     if not (both["group"] == "real").any():
         return empty | {"reason": f"no term has {part['k'].iloc[0]} tokens"}
     try:
-        found = stratified_difference(both["eb_star"], both["group"] == "real", both["frame"], both["term"])
+        gap = stratified_difference(both["eb_star"], both["group"] == "real", both["frame"], both["term"])
     except Undefined:
         sizes = both.groupby("group")["term"].nunique()
         return empty | {"reason": f"too few expressions ({sizes.get('real', 0)} and {sizes.get(group, 0)})"}
-    return empty | {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+    return empty | {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}

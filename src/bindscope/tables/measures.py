@@ -1,4 +1,4 @@
-"""Every measure of spans beside its null, whatever its name: means by checkpoint, and whether it goes with knowing."""
+"""Every span measure with its null: means by checkpoint, and its correlation with accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLACE = ["suite", "revision", "step"]
 
 
 def measured(tables: tuple[Table, ...]) -> Iterator[Table]:
-    """The tables with a row per prompt and a leading value, but for EB*, which has figures of its own."""
+    """The tables with a row per prompt and a leading value, without EB*, which has its own figures."""
     yield from (t for t in tables if t.row == PER_PROMPT and t.value and t.name != LEADING)
 
 
@@ -25,8 +25,12 @@ def by_measure(binding: pd.DataFrame, table: Table) -> pd.DataFrame:
     """Means of one measure over the terms' own prompts, a row per suite and checkpoint.
 
     binding: the joined table of a run
-    value, null, excess: with `_low` and `_high`, 95% intervals that redraw terms, and `_n`, prompts with a value; null
-        and excess only where the measure has a null
+    table: the table of the measure
+
+    Columns
+    value, null, excess: means; null and excess only where the measure has a null
+    *_low, *_high: their 95% bootstrap intervals over terms
+    *_n: number of prompts with a value
     by_layer: mean of the value of every layer, where the measure gives it
     """
     columns = {"value": table.value, "null": f"{table.name}_null_mean", "excess": f"{table.name}_excess"}
@@ -52,8 +56,17 @@ def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
 
 
 def with_knowing(binding: pd.DataFrame, observations: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """Repeated-measures r of the measure with accuracy within terms and checkpoints, a row per suite: r, low, high, p,
-    n (questions x checkpoints); reason where it cannot be computed."""
+    """The repeated-measures correlation of a measure and accuracy within terms and checkpoints, a row per suite.
+
+    binding: the joined table of a run
+    observations: the observations of the run
+    table: the table of the measure
+
+    Columns
+    r, low, high, p: the correlation, its 95% interval and p
+    n: number of questions x checkpoints
+    reason: why it cannot be computed
+    """
     keys = ["suite", "revision", "question"]
     asked = observations[observations["task"] == "recognition"]
     values = binding[binding["task"] == "recognition"][[*keys, table.value]].rename(columns={table.value: "value"})

@@ -1,4 +1,4 @@
-"""Stored tables -> one row per prompt and checkpoint, with what is bound beside what is known."""
+"""Joins binding and behavior: a row per prompt and checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 
 from bindscope.errors import StoreError
 
-#: Measured columns of a prompt that go into claims.
+#: Columns of the table binding that claims use.
 _BINDING = ["eb_star", "eb_star_mass", "excess", "position_excess", "k", "n_tokens", "eb_per_layer"]
 _COLUMNS = [
     "suite",
@@ -27,8 +27,7 @@ _COLUMNS = [
 
 
 def own_prompts(binding: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the terms' own prompts: questions and openings, or the terms in carrier sentences where a run has
-    nothing else."""
+    """The rows of questions and openings; the rows of real terms in carrier sentences where a run has only those."""
     if binding.empty:
         return binding
     own = binding[binding["task"] != "carrier"]
@@ -38,18 +37,27 @@ def own_prompts(binding: pd.DataFrame) -> pd.DataFrame:
 def observations(
     binding: pd.DataFrame, recognition: pd.DataFrame, generation: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Join binding with what is known of the same prompt at the same checkpoint.
+    """Join binding and behavior of the same prompt at the same checkpoint: a row per suite, checkpoint and prompt.
 
-    One row per suite, checkpoint and question, and per opening where generated answers are given: `t` (place of the
-    checkpoint in training), term, question, task, kind, the binding columns, accuracy and margin (nats per token; means
-    over rotations; questions only), and behavior: the accuracy of a question, the rubric score of an opening. Prompts
-    whose term has no span keep NaN binding. Raises StoreError where a table holds a row twice.
+    binding: the joined table of a run
+    recognition: the stored table
+    generation: the stored table, None to leave openings out
+    Raises StoreError where there are no questions, where a table holds a row twice, and where a prompt has no score.
+
+    Columns
+    t: number of the checkpoint in its suite, from 0
+    term, question, task, kind: of the prompt
+    eb_star, ...: the columns of `_BINDING`, NaN where the term has no span
+    accuracy: mean over the rotations of a question
+    margin: mean over the rotations of a question (nats per token)
+    behavior: accuracy of a question, rubric score of an opening
+    chance: accuracy of guessing
     """
     if binding.empty or recognition.empty:
-        raise StoreError("no recognition questions are stored, so binding cannot be set beside what the model knows")
+        raise StoreError("no recognition questions are stored, so binding cannot be compared with behavior")
     for name, table in (("binding", binding), ("recognition", recognition)):
         if doubled := int(table.duplicated(["suite", "revision", "prompt"]).sum()):
-            raise StoreError(f"the stored {name} table holds {doubled} rows twice; nothing is averaged over them")
+            raise StoreError(f"the stored table {name} holds {doubled} rows twice; run `bindscope run` in a new folder")
     keys = ["suite", "revision", "question"]
     scores = recognition.groupby(keys, sort=False).agg(
         accuracy=("correct_per_token", "mean"), margin=("margin_per_token", "mean"), choices=("choices", "first")
@@ -63,7 +71,7 @@ def observations(
     bound = binding[binding["task"].isin(tasks)]
     table = bound.merge(scores, on=keys, how="left", validate="one_to_one", indicator=True)
     if lost := int((table["_merge"] != "both").sum()):
-        raise StoreError(f"{lost} bound prompts have no score of their own; run `bindscope run` with this folder again")
+        raise StoreError(f"{lost} prompts with binding have no score; run `bindscope run` with this folder again")
     order = binding[["suite", "revision"]].drop_duplicates()
     order["t"] = order.groupby("suite").cumcount()
     table = table.merge(order, on=["suite", "revision"])
@@ -71,16 +79,19 @@ def observations(
 
 
 def by_term(table: pd.DataFrame, column: str) -> tuple[list[str], np.ndarray]:
-    """Means per term and checkpoint of one suite: term names and an array (terms, checkpoints).
+    """Means of a column by term and checkpoint: term names and an array (terms, checkpoints).
 
-    A term that lacks a value at some checkpoint is left out; the caller compares the counts.
+    Terms that have no value at some checkpoint are left out.
+
+    table: observations of one suite
+    column: the column
     """
     wide = table.pivot_table(index="term", columns="t", values=column, aggfunc="mean", sort=True).dropna()
     return [str(name) for name in wide.index], wide.to_numpy(dtype=np.float64)
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """EB[l], mean over prompts, by suite, step and layer: where binding sits and how it moves."""
+    """EB of each layer, mean over prompts: a row per suite, checkpoint and layer."""
     kept = table[table["eb_star"].notna()]
     rows = [
         {"suite": suite, "revision": revision, "step": step, "layer": layer, "eb": float(value), "n": len(part)}

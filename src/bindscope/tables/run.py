@@ -1,4 +1,4 @@
-"""The tables of one results folder: stored ones, read once, and those derived from them, computed once."""
+"""The tables of one results folder: stored tables, each read once, and derived tables, each computed once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import cached_property
 
 import pandas as pd
 
-from bindscope.errors import RequestError
 from bindscope.schema import Table
 from bindscope.stats.correlate import Undefined
 from bindscope.store import RunFile, Store
@@ -20,14 +19,13 @@ from bindscope.tables.observations import by_layer, observations, own_prompts
 from bindscope.tables.summary import by_checkpoint
 from bindscope.tables.tokens import by_kind, cuts
 
-#: Measures without which there is neither a report nor an analysis.
-REPORTED = ("eb_star", "mass", "previous_token")
-
 
 class RunTables:
-    """Every table of a results folder, read or computed when it is first asked for and kept.
+    """The tables of a results folder; each is read or computed at its first use and kept.
 
-    Nothing here is changed after it was computed, so one object serves the claims, the report and the terminal.
+    Callers must not change the tables, since claims, report and terminal share them.
+
+    store: the results folder
     """
 
     def __init__(self, store: Store) -> None:
@@ -36,11 +34,11 @@ class RunTables:
 
     @cached_property
     def run(self) -> RunFile:
-        """The experiment as asked, and its units."""
+        """The recorded run: its experiment and its checkpoints."""
         return self.store.read_run()
 
     def stored(self, name: str) -> pd.DataFrame:
-        """One stored table with the columns suite, revision and step in front; empty where the run does not hold it.
+        """A stored table, after the columns suite, revision and step; empty where the run does not hold it.
 
         Raises StoreError for a shard that is missing or damaged.
         """
@@ -50,7 +48,7 @@ class RunTables:
 
     @cached_property
     def declared(self) -> tuple[Table, ...]:
-        """The stored tables as they declare themselves: names, columns, leading values."""
+        """The declarations of the stored tables."""
         return self.store.tables()
 
     @property
@@ -59,28 +57,8 @@ class RunTables:
         return list(dict.fromkeys(u.checkpoint.suite for u in self.run.units if u.status == "done"))
 
     @property
-    def not_reportable(self) -> str:
-        """Why there can be no report and no analysis, in one line: no measured checkpoint has what they are about.
-
-        Empty where there can be, and where nothing is measured yet.
-        """
-        done = [unit for unit in self.run.units if unit.status == "done"]
-        lacking = [name for name in REPORTED if not any(name in unit.keys for unit in done)]
-        if not done or not lacking:
-            return ""
-        return (
-            f"report and analysis are about EB*, and this run has no {', '.join(lacking)}; add binding to its measures "
-            "or read its tables as they are (bs.read, bindscope export)"
-        )
-
-    def check_reportable(self) -> None:
-        """Raises RequestError where there can be no report and no analysis."""
-        if reason := self.not_reportable:
-            raise RequestError(f"{self.store.root}: {reason}")
-
-    @property
     def has_questions(self) -> bool:
-        """Whether the run asked recognition questions, without which nothing is known of the terms."""
+        """Whether the run has recognition questions, which claims need."""
         return not self.stored("recognition").empty
 
     @cached_property
@@ -90,10 +68,7 @@ class RunTables:
 
     @cached_property
     def observations(self) -> pd.DataFrame:
-        """A row per prompt and checkpoint, with what is bound beside what is known.
-
-        Raises StoreError where the run asked no questions or a table does not fit the other.
-        """
+        """Binding and behavior of each prompt and checkpoint. Raises the errors of `observations.observations`."""
         return observations(self.stored("binding"), self.stored("recognition"), self.stored("generation"))
 
     @cached_property
@@ -111,12 +86,12 @@ class RunTables:
 
     @cached_property
     def gains(self) -> pd.DataFrame:
-        """Scores of each generation prompt without an exemplar and behind each kind of exemplar."""
+        """Scores of each opening without an exemplar and after each kind of exemplar."""
         return answers.gains(self.stored("generation"), self.stored("few_shot"))
 
     @cached_property
     def effects(self) -> pd.DataFrame:
-        """What ablating each set of heads does, against random sets; empty where none were ablated."""
+        """The effects of ablation, compared with random sets; empty where nothing was ablated."""
         if self.stored("ablation").empty:
             return pd.DataFrame()
         chance = float(self.observations["chance"].mean())
@@ -162,7 +137,7 @@ class RunTables:
 
     @cached_property
     def positions(self) -> pd.DataFrame:
-        """Accuracy by the place of the right answer, by suite, checkpoint and format."""
+        """Accuracy by position of the right option, by suite and checkpoint."""
         return answers.positions(self.stored("recognition"))
 
     @cached_property
@@ -187,7 +162,7 @@ class RunTables:
 
     @cached_property
     def cuts(self) -> pd.DataFrame:
-        """How each suite's tokenizer cuts the terms."""
+        """How the tokenizer of each suite splits the terms."""
         return cuts(self.stored("binding"))
 
     @cached_property
@@ -202,8 +177,7 @@ class RunTables:
 
     @cached_property
     def emergence(self) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """When binding and behavior of each term reach half of their rise, by suite; and, for the suites in which
-        that is undefined, a line that says why."""
+        """When binding and behavior of each term reach half of their rise, and a message for each suite without it."""
         parts, reasons = [], []
         for suite, table in self.observed.items():
             try:
@@ -214,7 +188,7 @@ class RunTables:
         return table.reindex(columns=list(series.EMERGENCE)), tuple(reasons)
 
     def each_suite(self, compute: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-        """What `compute` makes of each suite's observations, one below the other, with a column suite behind."""
+        """Apply a function to the observations of each suite and concatenate the results, with a last column suite."""
         parts = [compute(part).assign(suite=name) for name, part in self.observed.items() if not part.empty]
         kept = [part for part in parts if not part.empty]
         return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()

@@ -1,4 +1,4 @@
-"""Observations of one suite -> binding and behavior of each term over training, and when each first emerges."""
+"""Binding and behavior of each term of one suite over training, and when each emerges."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ _PATHS = ["term", "t", "revision", "step", "eb_star", "behavior", "half"]
 
 
 def series(table: pd.DataFrame) -> tuple[list[str], Floats, Floats]:
-    """The terms that have EB* and behavior at every checkpoint, with both as arrays (terms, checkpoints).
+    """The terms with EB* and behavior at every checkpoint, and both as arrays (terms, checkpoints).
 
     Behavior is the mean over tasks (recognition, and generation where it is stored) of the means over prompts.
+
+    table: observations of one suite
     """
     names, eb = by_term(table, "eb_star")
     tasks = [by_term(part, "behavior") for _, part in table.groupby("task")]
@@ -46,9 +48,11 @@ def steps(table: pd.DataFrame) -> Floats:
 
 
 def threshold(values: Floats, share: float) -> float:
-    """The value at this share of the way from the first checkpoint's mean over terms to the highest such mean.
+    """The value at a share of the rise from the mean over terms at the first checkpoint to the highest such mean.
 
-    values: (terms, checkpoints). Raises Undefined where the mean never rises.
+    values: (terms, checkpoints)
+    share: in [0, 1]
+    Raises Undefined where the mean never rises.
     """
     means = values.mean(0)
     if len(means) < 2 or means.max() <= means[0]:
@@ -57,9 +61,11 @@ def threshold(values: Floats, share: float) -> float:
 
 
 def emergence(table: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
-    """Per term the interval (left, right] of steps in which EB* and behavior first reach their `threshold`.
+    """For each term the interval (left, right] of steps in which EB* and behavior first reach their `threshold`.
 
-    Raises Undefined where a threshold cannot be set.
+    table: observations of one suite
+    share: see `threshold`
+    Raises Undefined where a threshold does not exist or a step is not known.
     """
     names, eb, known = series(table)
     if not names:
@@ -74,10 +80,15 @@ def emergence(table: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
 
 
 def paths(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per term and checkpoint: t, step, EB* and behavior, means over the term's prompts and tasks.
+    """EB* and behavior over training: a row per term and checkpoint.
 
-    half: the half of training that the checkpoint is in ("early", "late", or "middle" for the middle one of an odd
-    number); None with fewer than four checkpoints.
+    table: observations of one suite
+
+    Columns
+    t, revision, step: the checkpoint
+    eb_star, behavior: means over the term's prompts and tasks
+    half: half of training: "early" or "late", "middle" for the middle one of an odd number of checkpoints; None with
+        fewer than four checkpoints
     """
     names, eb, known = series(table)
     order = table.drop_duplicates("t").sort_values("t")

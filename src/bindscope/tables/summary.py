@@ -1,4 +1,4 @@
-"""One row per checkpoint: how strongly terms are bound, against their null, and how well they are known."""
+"""A summary of each checkpoint: binding, its null, and behavior."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ _GENERATION = {"score": "generation"}
 def by_checkpoint(
     binding: pd.DataFrame, recognition: pd.DataFrame, generation: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Means over the terms' own prompts with 95% intervals that redraw terms.
+    """Means over the terms' prompts with 95% bootstrap intervals over terms: a row per suite and checkpoint.
 
-    binding, recognition, generation: the stored tables. One row per suite and checkpoint in the order stored, with, for
-    each quantity, its mean, `_low`, `_high` and `_n` (prompts with a value); `chance` is the mean of 1 / number of
-    choices.
+    binding: the joined table of a run
+    recognition, generation: the stored tables
+
+    Columns
+    eb_star, null, excess, ...: means of the quantities
+    *_low, *_high: their intervals
+    *_n: number of prompts with a value
+    chance: mean of 1 / number of choices
     """
     rows: list[dict[str, Any]] = []
-    binding, written = own_prompts(binding), pd.DataFrame() if generation is None else generation
+    binding, completions = own_prompts(binding), pd.DataFrame() if generation is None else generation
     order = binding[["suite", "revision", "step"]].drop_duplicates()
     for suite, revision, step in order.itertuples(index=False):
         row: dict[str, Any] = {"suite": suite, "revision": revision, "step": step}
-        for table, columns in ((binding, _BINDING), (recognition, _RECOGNITION), (written, _GENERATION)):
+        for table, columns in ((binding, _BINDING), (recognition, _RECOGNITION), (completions, _GENERATION)):
             if not table.empty:
                 part = table[(table["suite"] == suite) & (table["revision"] == revision)]
                 for column, name in columns.items():
@@ -45,18 +50,18 @@ def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
     kept = part[part[column].notna()]
     if kept.empty:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
-    found = cluster_mean(kept[column].astype(float), kept["term"])
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": len(kept)}
+    mean = cluster_mean(kept[column].astype(float), kept["term"])
+    return {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high, f"{name}_n": len(kept)}
 
 
 def without_null(binding: pd.DataFrame) -> pd.DataFrame:
-    """Prompts with EB* but without a null to compare it with: reason, prompts, and at how many checkpoints."""
+    """Prompts with EB* but without a null: a row per reason, with the numbers of prompts and checkpoints."""
     bare = binding[binding["eb_star"].notna() & binding["null_mean"].isna()]
     counts = bare.groupby("null_reason", sort=True)
     return counts.agg(prompts=("prompt", "nunique"), checkpoints=("revision", "nunique")).reset_index()
 
 
 def excluded(binding: pd.DataFrame) -> pd.DataFrame:
-    """Prompts without a binding value: prompt, reason, and at how many checkpoints."""
+    """Prompts without a binding value: a row per prompt and reason, with the number of checkpoints."""
     gone = binding[binding["reason"].notna()]
     return gone.groupby(["prompt", "reason"], sort=True).size().rename("checkpoints").reset_index()

@@ -1,4 +1,4 @@
-"""How each suite's tokenizer cuts the terms, and how much binding the sentence makes."""
+"""How the tokenizer of each suite splits the terms, and how EB* depends on the kind of prompt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from bindscope.tables.observations import own_prompts
 
 
 def cuts(binding: pd.DataFrame) -> pd.DataFrame:
-    """A row per suite and term of the study: k and tokens of the form most often met, forms (different cuts), prompts,
-    and left_out (prompts without a span) with their reasons. From the last checkpoint; terms only, no controls."""
+    """How the tokenizer splits each term: a row per suite and term, without control groups, at the last checkpoint.
+
+    binding: the joined table of a run
+
+    Columns
+    k, tokens: number of tokens and the tokens, in the most frequent form
+    forms: number of different ways in which the term is split
+    prompts: number of prompts
+    left_out: number of prompts without a span
+    reasons: why they have none
+    """
     rows = []
     for suite, part in own_prompts(binding).groupby("suite", sort=False) if not binding.empty else ():
         last = part[(part["revision"] == part["revision"].iloc[-1]) & (part["group"] == "real")]
@@ -33,7 +42,7 @@ def cuts(binding: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_kind(binding: pd.DataFrame) -> pd.DataFrame:
-    """Mean EB* by suite, term, task and kind of prompt, at the last checkpoint; prompts without a span are left out."""
+    """Mean EB* by suite, term, task and kind of prompt at the last checkpoint, over prompts with a span."""
     rows = []
     for suite, part in own_prompts(binding).groupby("suite", sort=False) if not binding.empty else ():
         last = part[(part["revision"] == part["revision"].iloc[-1]) & part["eb_star"].notna()]
