@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,35 +93,14 @@ class Capture:
         self._outputs[layer] = z.detach().float().cpu()  # (B, T, H, d)
         return z
 
-    @contextmanager
-    def residual_hooks(self) -> Iterator[None]:
+    def residual_hooks(self) -> AbstractContextManager[None]:
         """Within this block hooks keep the residual stream: the input of the first layer, the output of each layer."""
         if not (self._needs.residual or self._needs.alone):
-            yield
-            return
-        stack = layers(self._model)
-        handles = [stack[0].register_forward_pre_hook(self._enters, with_kwargs=True)]
-        handles += [layer.register_forward_hook(self._leaves(i + 1)) for i, layer in enumerate(stack)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            return nullcontext()
+        return residual_stream(self._model, self._take)
 
-    def _enters(self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._take(0, args[0] if args else kwargs["hidden_states"])
-
-    def _leaves(self, place: int) -> Any:
-        def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
-            self._take(place, out[0] if isinstance(out, tuple) else out)
-
-        return hook
-
-    def _take(self, place: int, hidden: Any) -> None:
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
-            shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            raise unsupported(self._model, f"its layers pass on {shape}, not one residual stream (B, T, D)")
-        self._residual[place] = hidden.detach().float().cpu()
+    def _take(self, place: int, hidden: Tensor) -> None:
+        self._residual[place] = hidden.float().cpu()
 
     def outputs(self, logprobs: Sequence[Sequence[NDArray[np.float32]]]) -> list[TextData]:
         """What the pass computed for each text.
@@ -160,3 +139,36 @@ class Capture:
         if missing := sorted(set(places) - set(kept)):
             raise unsupported(self._model, f"layers {missing} of {len(places)} have no attention rows")
         return torch.stack([kept[place] for place in places], 1).numpy()
+
+
+@contextmanager
+def residual_stream(model: PreTrainedModel, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Forward passes inside this block give `take` the residual stream (B, T, D): 0 and what enters the first layer,
+    then 1 ... L and what leaves each.
+
+    Raises UnsupportedArchitecture where layers do not pass on one such tensor.
+    """
+
+    def give(place: int, hidden: Any) -> None:
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+            shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise unsupported(model, f"its layers pass on {shape}, not one residual stream (B, T, D)")
+        take(place, hidden.detach())
+
+    def enters(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        give(0, args[0] if args else kwargs["hidden_states"])
+
+    def leaves(place: int) -> Any:
+        def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
+            give(place, out[0] if isinstance(out, tuple) else out)
+
+        return hook
+
+    stack = layers(model)
+    handles = [stack[0].register_forward_pre_hook(enters, with_kwargs=True)]
+    handles += [layer.register_forward_hook(leaves(i + 1)) for i, layer in enumerate(stack)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

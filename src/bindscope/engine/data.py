@@ -77,6 +77,32 @@ class TextData:
 
 
 @dataclass(frozen=True)
+class CellData:
+    """What forward passes left of some cells: k tokens each, behind one prefix that they share.
+
+    first: place of the first of them among all cells
+    count: how many there are
+    prefix: tokens in front of them
+    k: tokens of each
+    data: as of a text in which the cells stand one after another behind the prefix, each from `starts` on; the prefix
+        and a position behind each cell hold NaN; last_row and norm_weighted have the cells as their first axis
+    states: (layers, count, D) residual stream at the last token of each cell, of the layers that were asked for
+    """
+
+    first: int
+    count: int
+    prefix: int
+    k: int
+    data: TextData
+    states: NDArray[np.float32] | None = None
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where in `data` each cell begins; in the text that it is read in, every cell begins behind the prefix."""
+        return self.prefix + np.arange(self.count, dtype=np.int64) * (self.k + 1)
+
+
+@dataclass(frozen=True)
 class CompletionView:
     """A prompt and its completion.
 

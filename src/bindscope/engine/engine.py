@@ -22,8 +22,9 @@ from bindscope.checkpoints.load import Loaded
 from bindscope.engine import conditions, edits, generate, passes
 from bindscope.engine.attention import during, hooked
 from bindscope.engine.capture import TextInput
+from bindscope.engine.cells import cell_request, stream_cells
 from bindscope.engine.conditions import EditValues, LayerCache, Logs
-from bindscope.engine.data import Needs, TextData
+from bindscope.engine.data import CellData, Needs, TextData
 from bindscope.engine.generate import Completion
 from bindscope.engine.projections import Grams, grams
 from bindscope.engine.selfcheck import SelfCheck, self_check
@@ -90,6 +91,29 @@ class Engine:
         """The data that `stream` yields, in the order of the texts; the arguments are those of `stream`."""
         by_index = dict(self.stream(inputs, needs, batch_tokens=batch_tokens))
         return [by_index[i] for i in range(len(inputs))]
+
+    def stream_cells(
+        self,
+        prefix: Sequence[int],
+        cells: Sequence[tuple[int, ...]],
+        needs: Needs | None = None,
+        *,
+        states: Sequence[int] = (),
+        batch_tokens: int = passes.BATCH_TOKENS,
+    ) -> Iterator[CellData]:
+        """What was read of short texts of equal length behind one prefix, which is computed once for many of them.
+
+        cells: token ids of each; every one sees the prefix and itself
+        needs: what to read, as for `stream`; `SpanView(part.data, part.starts, part.k)` shows it to a span measure
+        states: layers (0 for the embeddings) whose residual stream is kept at the last token of every cell
+        They come a part at a time, in order; memory does not grow with their number.
+        Raises RequestError for an empty prefix or cells of different length, MeasureError for numbers that are not
+        finite.
+        """
+        needs = needs or Needs()
+        weights = self._projections() if needs.norm_weighted else None
+        request = cell_request(prefix, cells, needs, states, weights)
+        return stream_cells(self.model, cells, request, packed=self.check.packed, batch_tokens=batch_tokens)
 
     def _projections(self) -> Grams | None:
         if not self._has_grams:

@@ -32,7 +32,7 @@ BATCH_TOKENS = 2048
 #: A text shorter than this fraction of the longest starts a new batch where the current one is a quarter full.
 _LEAST_SHARE = 0.8
 #: Bytes of residual streams that one batch keeps at most.
-_RESIDUAL_BYTES = 1 << 28
+RESIDUAL_BYTES = 1 << 28
 #: The softmax of logits is computed for this many rows at a time, which fit into the cache of a processor.
 _SOFTMAX_ROWS = 16
 
@@ -81,7 +81,7 @@ def _budget(model: PreTrainedModel, needs: Needs, batch_tokens: int) -> int:
     if not (needs.residual or needs.alone):
         return batch_tokens
     each = (int(model.config.num_hidden_layers) + 1) * int(model.config.hidden_size) * 4
-    return max(1, min(batch_tokens, _RESIDUAL_BYTES // each))
+    return max(1, min(batch_tokens, RESIDUAL_BYTES // each))
 
 
 def _batches(inputs: Sequence[TextInput], budget: int) -> Iterator[list[int]]:
@@ -204,7 +204,7 @@ def forward(
     elif observer is not None and edit is None and _may_stop_early(model):
         observer = _stop_after_last(observer, int(model.config.num_hidden_layers))
     # Padding follows every real token, so causal attention never sees it in rows without continuations.
-    with during(observer, packing, edit, rewire), _logits_at(model, batch.reads):
+    with during(observer, packing, edit, rewire), logits_at(model, batch.reads):
         try:
             logits = model(batch.ids, use_cache=False, **extra).logits[0]
         except _LastLayerRead:
@@ -260,7 +260,7 @@ def _logprobs(logits: Tensor, targets: list[tuple[list[int], tuple[int, ...]]]) 
 
 
 @contextmanager
-def _logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iterator[None]:
+def logits_at(model: PreTrainedModel, reads: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Within this block the vocabulary projection gets only the hidden states at `reads`, so logits are (1, N, V)."""
     head = model.get_output_embeddings()
     if head is None:
@@ -284,7 +284,7 @@ def _read_with_cache(model: PreTrainedModel, text: TextInput, needs: Needs, gram
     device, n = model.device, len(text.ids)
     capture = Capture(model, [text], needs, grams)
     hooks = during(capture.observer, edit=capture.head_output_observer)
-    with capture.residual_hooks(), hooks, _logits_at(model, [(0, n - 1)]):
+    with capture.residual_hooks(), hooks, logits_at(model, [(0, n - 1)]):
         out = model(torch.tensor([text.ids], device=device), use_cache=bool(text.continuations))
     if not text.continuations:
         return capture.outputs([()])
@@ -316,8 +316,13 @@ def _finite(data: TextData, text: TextInput) -> TextData:
     elif data.residual is not None and not np.isfinite(data.residual).all():
         wrong = "a residual stream"
     if wrong:
-        raise MeasureError(
-            f"the model gives {wrong} that are not finite on a prompt of {len(text.ids)} tokens; "
-            "use float32 or bfloat16 (float16 overflows on some models)"
-        )
+        raise not_finite(wrong, len(text.ids))
     return data
+
+
+def not_finite(what: str, n: int) -> MeasureError:
+    """The error for numbers that are not finite; n: tokens of the text."""
+    return MeasureError(
+        f"the model gives {what} that are not finite on a prompt of {n} tokens; "
+        "use float32 or bfloat16 (float16 overflows on some models)"
+    )

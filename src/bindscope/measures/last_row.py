@@ -38,5 +38,5 @@ def last_row(view: SpanView) -> Values:
     """The largest BSI (n,), the heads with the largest BSI (n, 5), and their rows (n, 5, S)."""
     bsi = view.bsi.reshape(view.n, -1)
     top = np.argsort(-bsi, axis=1, kind="stable")[:, :_HEADS]
-    rows = view.last_row.reshape(1, bsi.shape[1], -1)
-    return {"top_bsi": bsi.max(1), "top_heads": top, "top_rows": rows[:, top[0]]}
+    rows = view.last_row.reshape(view.n, bsi.shape[1], -1)
+    return {"top_bsi": bsi.max(1), "top_heads": top, "top_rows": rows[np.arange(view.n)[:, None], top]}

@@ -91,7 +91,7 @@ class SpanTables:
         measure = self._measures[name]
         try:
             values = measure.function(view)
-            _check_shapes(measure, values, view.n)
+            check_shapes(measure, values, view.n)
         except Exception as error:  # any error of one measure must not stop the others
             self.failures[name] = failure(name, error)
             return None
@@ -175,7 +175,7 @@ def _numbers(data: TextData, k: int) -> int:
     return heads * k * k + width * k
 
 
-def _check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
+def check_shapes(measure: SpanMeasure, values: Values, n: int) -> None:
     """Raises MeasureError for a column that is missing, not declared, or not of n entries on its first axis."""
     if not isinstance(values, Mapping):
         raise MeasureError(f"it returned {type(values).__name__}, not a dictionary of its columns")

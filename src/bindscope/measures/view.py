@@ -19,7 +19,7 @@ __all__ = ["ChoiceView", "CompletionView", "NeutralView", "SpanView"]
 
 
 class SpanView:
-    """n spans of k tokens in one text: the term (n = 1), or windows of its null.
+    """n spans of k tokens: the term in a text (n = 1), windows of its null, or recombined pairings behind one prefix.
 
     Every array has the spans as its first axis. L layers, H heads, d width of a head, D width of the residual stream, S
     positions of a row. Reading a property that the measure's `Needs` do not name raises ValueError.
@@ -84,16 +84,18 @@ class SpanView:
 
     @property
     def last_row(self) -> NDArray[np.float32]:
-        """Attention of the last token to every position up to its own, (1, L, H, S). Not available for windows."""
-        return _given(self._data.last_row, "last_row")[None]
+        """Attention of the last token to every position up to its own, (n, L, H, S). Not available for windows."""
+        rows = _given(self._data.last_row, "last_row")
+        return rows.reshape(-1, *rows.shape[-3:])
 
     @property
     def norm_weighted(self) -> Array:
-        """Norm-weighted attention inside the span, (1, L, H, k, k). Not available for windows.
+        """Norm-weighted attention inside the span, (n, L, H, k, k). Not available for windows.
 
         Each weight is ||A v W_O|| divided by the sum over all keys (Kobayashi et al. 2020, arXiv:2004.10102).
         """
-        return _given(self._data.norm_weighted, "norm_weighted").astype(np.float64)[None]
+        inside = _given(self._data.norm_weighted, "norm_weighted").astype(np.float64)
+        return inside.reshape(-1, *inside.shape[-4:])
 
     @cached_property
     def residual(self) -> NDArray[np.float32]:
