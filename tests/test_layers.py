@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "records", "schema", "prompts", "checkpoints", "store", "experiment", "engine", "measures")
     },
     "quick": {"errors", "records", "schema", "prompts", "checkpoints", "engine", "measures", "execute"},
+    "recombined": {"errors", "records", "prompts", "checkpoints", "engine", "measures", "stats"},
     "measured": {"errors", "records", "charts"},
     "tables": {"errors", "schema", "store", "stats"},
     "claims": {"errors", "store", "stats", "tables", "charts"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"errors", "records", "checkpoints", "charts", "tables"},
     "api": {
         *("errors", "records", "prompts", "checkpoints", "store", "experiment", "measures", "execute", "quick"),
-        *("measured", "tables", "claims", "report"),
+        *("recombined", "measured", "tables", "claims", "report"),
     },
     "cli": {
         *("errors", "records", "schema", "prompts", "checkpoints", "store", "experiment", "measures", "execute"),

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bindscope.api import analyse, audit, figures, load, measure, read, run, terms
+    from bindscope.api import analyse, audit, figures, load, measure, pairings, read, run, terms
     from bindscope.errors import BindscopeError
     from bindscope.experiment import Experiment
     from bindscope.monitor import Monitor, watch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Name -> the module that it comes from.
 _HOME = {
     "measure": "api",
+    "pairings": "api",
     "load": "api",
     "terms": "api",
     "audit": "api",
@@ -43,6 +44,7 @@ __all__ = [
     "figures",
     "load",
     "measure",
+    "pairings",
     "read",
     "run",
     "terms",

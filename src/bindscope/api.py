@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bindscope.experiment import Experiment
     from bindscope.measured import Measured
     from bindscope.measures.base import Measure
+    from bindscope.recombined import Pairings
     from bindscope.store import Store
 
 #: A term set, a term, the path of a YAML file of terms, a `Term`; or several of these.
@@ -66,21 +68,79 @@ def measure(
     0  screen reader  2     0.66     0.2
     1       alt text  2     0.66     0.2
     """
-    from bindscope.checkpoints.borrow import borrowed, inner
-    from bindscope.checkpoints.load import Loaded
     from bindscope.measured import Measured
     from bindscope.quick import measure_terms
 
-    ref = None
-    if isinstance(model, Loaded):
-        ref, tokenizer, bos = model.ref, tokenizer or model.tokenizer, bos or model.bos
-    held, words, chosen = _model(model), _tokenizer(tokenizer), _terms(terms)
-    ref = ref or CheckpointRef(type(inner(held)).__name__, "model", "in memory")
-    with borrowed(held, words, name=ref.suite, bos=bos or "default") as loaded:
+    chosen = _terms(terms)
+    with _borrowed(model, tokenizer, bos) as (ref, loaded):
         results = measure_terms(loaded, chosen, prompt, loaded.layers * loaded.heads, _measures(measures))
         return Measured(
             checkpoint=ref, dtype=loaded.dtype, device=str(loaded.device), bos=loaded.bos, terms=tuple(results)
         )
+
+
+def pairings(
+    model: torch.nn.Module | Loaded,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    terms: Terms = "a11y-41",
+    *,
+    carriers: Sequence[str] = (),
+    bos: Bos | None = None,
+    measures: Iterable[Measure] = (),
+    references: bool = True,
+    permutations: int = 9999,
+    seed: int = 0,
+) -> Pairings:
+    """Compare terms with the same words in other pairings: "screen reader" and "focus ring" with "screen ring".
+
+    Each quantity is one of the binding measures, or the conjunction: the share of the residual stream at the last token
+    that is neither the effect of the first part nor that of the last part. Leaves the model unchanged, as `measure`.
+
+    model, tokenizer, bos: see `measure`
+    terms: see `terms`; a comparison needs 8 that have equally many tokens, cut at the same place
+    carriers: sentences with {term} in the place of the term; none for those that ship
+    measures: further span measures
+    references: whether to measure random pairs, familiar units and one-word units too
+    permutations: number of random pairings of the test
+    seed: of these pairings
+    Raises RequestError for a wrong argument, ModelError or UnsupportedArchitecture for a model that cannot be read,
+    MeasureError for numbers that are not finite.
+
+    >>> found = bs.pairings(bs.load("tiny"), terms=["set-A", "set-B"], references=False)
+    >>> found.frame.query("quantity == 'conjunction'")[["n", "matched_percentile", "p"]].round(2)
+        n  matched_percentile    p
+    6  10                0.75  0.0
+    """
+    from bindscope.recombined import compare_pairings
+
+    chosen = _terms(terms)
+    with _borrowed(model, tokenizer, bos) as (_, loaded):
+        return compare_pairings(
+            loaded,
+            chosen,
+            _measures(measures),
+            references=references,
+            carriers=carriers,
+            permutations=permutations,
+            seed=seed,
+        )
+
+
+@contextmanager
+def _borrowed(
+    model: torch.nn.Module | Loaded, tokenizer: PreTrainedTokenizerBase | None, bos: Bos | None
+) -> Iterator[tuple[CheckpointRef, Loaded]]:
+    """Name of the checkpoint, and the model to measure; both arguments as for `measure`."""
+    from bindscope.checkpoints.borrow import borrowed, inner
+    from bindscope.checkpoints.load import Loaded
+
+    ref = None
+    if isinstance(model, Loaded):
+        ref, tokenizer, bos = model.ref, tokenizer or model.tokenizer, bos or model.bos
+    held, words = _model(model), _tokenizer(tokenizer)
+    ref = ref or CheckpointRef(type(inner(held)).__name__, "model", "in memory")
+    with borrowed(held, words, name=ref.suite, bos=bos or "default") as loaded:
+        yield ref, loaded
 
 
 def load(
