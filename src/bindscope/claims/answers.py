@@ -95,8 +95,8 @@ def compared(rows: pd.DataFrame, published: str, controlled: str) -> Answer:
 
 
 def against_chance(rows: pd.DataFrame, published: str, controlled: str, closing: str) -> Answer:
-    """The answer of a claim on a share of terms: it holds as published above one half, and as controlled if p is at most
-    0.05, where p compares the share with shares that arise by chance."""
+    """The answer of a claim on a share of terms: it holds as published above one half, and as controlled if p is at
+    most 0.05, where p compares the share with shares that arise by chance."""
     if rows["value"].isna().all():
         return undecided(rows["reason"].iloc[-1])
     first, second = pick(rows, published, "published"), pick(rows, controlled, "controlled")

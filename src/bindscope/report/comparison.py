@@ -89,7 +89,8 @@ def _in_words(found: Changes) -> list[str]:
             for r in final.to_dict("records")
         )
         out.append(
-            f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: difference (first minus second run) of {each}."
+            f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: "
+            f"difference (first minus second run) of {each}."
         )
     return out
 
