@@ -90,18 +90,18 @@ def compared(rows: pd.DataFrame, published: str, controlled: str) -> Answer:
     detail = side_by_side(first, second, about_zero(second))
     if pd.isna(second["value"]):
         return undecided(second["reason"], controlled=True, detail=detail)
-    come_to = state(supported(first), confirmed(second))
-    return Answer(come_to, SENTENCES[come_to], detail)
+    outcome = state(supported(first), confirmed(second))
+    return Answer(outcome, SENTENCES[outcome], detail)
 
 
 def against_chance(rows: pd.DataFrame, published: str, controlled: str, closing: str) -> Answer:
-    """The answer of a claim on a share of terms, whose controlled statistic gives p among shares that come out by
-    chance: it holds as published above one half, and as controlled where p is at most 0.05."""
+    """The answer of a claim on a share of terms: it holds as published above one half, and as controlled if p is at
+    most 0.05, where p compares the share with shares that arise by chance."""
     if rows["value"].isna().all():
         return undecided(rows["reason"].iloc[-1])
     first, second = pick(rows, published, "published"), pick(rows, controlled, "controlled")
     detail = side_by_side(first, second, closing if pd.notna(second["value"]) else "")
     if pd.isna(second["value"]):
         return undecided(second["reason"], controlled=True, detail=detail)
-    come_to = state(supported(first, middle=0.5), bool(pd.notna(second["p"]) and second["p"] <= ALPHA))
-    return Answer(come_to, SENTENCES[come_to], detail)
+    outcome = state(supported(first, middle=0.5), bool(pd.notna(second["p"]) and second["p"] <= ALPHA))
+    return Answer(outcome, SENTENCES[outcome], detail)

@@ -143,7 +143,7 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim: one question to a run, and everything that analysis, page, paper and terminal say on it.
+    """A claim: one question about the results of a run, and all that analysis, page, paper and terminal say on it.
 
     id: short and stable ("C1-A"); it names files and anchors.
     name: two or three words ("coupling").

@@ -1,4 +1,8 @@
-"""C4-B: do binding and knowing come apart? Per term, a correlation above 0 early in training and at or below 0 late."""
+"""C4-B: do binding and knowing come apart?
+
+The published rule: a term decouples if its EB* and behavior correlate above 0 over the early half of the checkpoints
+and at or below 0 over the late half.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _DRAWS = 500
 
 
 def decoupling(inputs: Inputs) -> Iterator[Statistic]:
-    """The share of terms that decouple by the rule, and the share that would by chance."""
+    """The share of terms that decouple by the published rule, and the share that would decouple by chance."""
     names, eb, known = inputs.series
     half = eb.shape[1] // 2 if eb.size else 0
     yield statistic(
@@ -41,10 +45,10 @@ def decoupling(inputs: Inputs) -> Iterator[Statistic]:
         partial(_decoupled, eb, known, half, "chance"),
         id=_CHANCE,
         reading="controlled",
-        quantity="the same share if halves had nothing to do with each other",
+        quantity="share that would decouple by chance (behavior shuffled within each half)",
         n=len(names),
         unit="term",
-        method=f"the rule on accuracy permuted within each half, {_DRAWS} times; p: observed share against this chance",
+        method=f"behavior shuffled within each half, {_DRAWS} times; p: observed share against the share by chance",
     )
 
 
@@ -54,7 +58,7 @@ def _decoupled(eb: Floats, known: Floats, half: int, wanted: Literal["observed",
     hits = _by_rule(eb, known, half)
     n, k = int((~np.isnan(hits)).sum()), int(np.nansum(hits))
     if n == 0:
-        raise Undefined("in every term EB* or accuracy is constant over a half")
+        raise Undefined("in every term EB* or behavior is constant over a half")
     if wanted == "observed":
         share = wilson(k, n)
         return {"value": share.value, "low": share.low, "high": share.high, "p": binomial_p(k, n), "n": n}
@@ -70,7 +74,8 @@ def halves(table: pd.DataFrame) -> pd.DataFrame:
     """Per term the rank correlation of EB* and behavior over the early and over the late checkpoints, and whether they
     decouple (early > 0 and late <= 0).
 
-    table: observations of one suite. Terms that are constant over a half are left out. Empty below six checkpoints.
+    table: observations of one suite. Terms whose EB* or behavior is constant over a half are left out. With
+    fewer than six checkpoints the result is empty.
     """
     names, eb, known = series(table)
     half = eb.shape[1] // 2 if eb.size else 0
@@ -82,7 +87,7 @@ def halves(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_rule(eb: Floats, known: Floats, half: int) -> Floats:
-    """1 where a term decouples, 0 where not, NaN where a half is constant."""
+    """1 where a term decouples, 0 where not, NaN where EB* or behavior is constant over a half."""
     early = _rank_correlation(eb[:, :half], known[:, :half])
     late = _rank_correlation(eb[:, -half:], known[:, -half:])
     return np.where(np.isnan(early) | np.isnan(late), np.nan, (early > 0) & (late <= 0))
@@ -97,11 +102,11 @@ def _rank_correlation(x: Floats, y: Floats) -> Floats:
 
 
 def _answer(rows: pd.DataFrame) -> Answer:
-    return against_chance(rows, _SHARE, _CHANCE, "The rule is met that often by chance alone.")
+    return against_chance(rows, _SHARE, _CHANCE, "The controlled value is the share that decouples by chance alone.")
 
 
 def term_by_term(found: Findings) -> Iterator[Figure]:
-    """Each term's rank correlation early against that late; lower right is what the rule calls decoupled."""
+    """A point per term: early (x) and late (y) rank correlation; the rule calls those at the lower right decoupled."""
     import altair as alt
 
     from bindscope.charts.axes import threshold_rule
@@ -110,7 +115,7 @@ def term_by_term(found: Findings) -> Iterator[Figure]:
     if table.empty:
         return
     panels, sentences = list[Any](), list[str]()
-    kinds = ["decoupled by the rule", "not"]
+    kinds = ["decoupled", "not decoupled"]
     for suite, part in table.groupby("suite", sort=False):
         data = part.assign(term=part["term"].map(line), kind=part["decoupled"].map({True: kinds[0], False: kinds[1]}))
         key = {"title": None, "orient": "top"}
@@ -143,7 +148,7 @@ def term_by_term(found: Findings) -> Iterator[Figure]:
         text=". ".join(sentences) + ".",
         data=table[["suite", "term", "early", "late", "decoupled"]],
         note="The rule: a correlation above 0 over the early checkpoints and at or below 0 over the late ones (lower "
-        "right). With four checkpoints in a half a correlation takes few values and can reach no small p.",
+        "right). With four checkpoints in a half a correlation can take few values, so its p cannot be small.",
     )
 
 
@@ -153,7 +158,7 @@ def _shares(found: Findings, suite: str) -> str:
     if any(part.empty for part in values):
         return "share not available"
     share, chance = (100 * float(part.iloc[0]) for part in values)
-    return f"{number(share, 0)}% decouple; by chance {number(chance, 0)}% would"
+    return f"{number(share, 0)}% decouple; by chance {number(chance, 0)}% would decouple"
 
 
 CLAIM = Claim(

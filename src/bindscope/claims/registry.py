@@ -1,4 +1,4 @@
-"""Which claims there are: those of this package, of installed packages, of an experiment's file, and given ones."""
+"""Collects the claims: those of this package, of installed packages, of an experiment's file, and of the caller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP = "bindscope.claims"
 
 
 class NoClaim(ValueError):
-    """What was named as a claim is none. The message says what it is."""
+    """A name that should lead to a claim does not. The message says why."""
 
 
 def built_in() -> list[Claim]:
@@ -29,9 +29,9 @@ def built_in() -> list[Claim]:
 
 
 def registered(given: Iterable[Claim] = (), named: Sequence[str] = ()) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
-    """Every claim in its order on the page, and a line for each that cannot be had or has a taken id.
+    """All claims, in the order of the report page, and a line for each that cannot be loaded or whose id is taken.
 
-    given: objects. named: "module:name", as an experiment's `claims:` has them; see `imported`.
+    given: claim objects. named: strings "module:name", as listed under `claims:` in an experiment; see `imported`.
     """
     claims, problems = {claim.id: claim for claim in built_in()}, list[str]()
     offers: list[tuple[str, Callable[[], object]]] = [(f"entry point {e.value}", e.load) for e in _installed()]
@@ -63,7 +63,7 @@ def _called(claim: object) -> str:
 
 
 def imported(spec: str) -> object:
-    """The object that "module:name" names. Raises NoClaim where there is none, and what importing the module raises.
+    """The object that "module:name" names. Raises NoClaim where there is none; errors of the import pass through.
 
     A module that lies beside an experiment's file is named with its folder in front: "/home/me/study/mine:CLAIM".
     """

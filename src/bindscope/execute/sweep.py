@@ -1,4 +1,4 @@
-"""The state of a run: its checkpoints, flags on their weights, the jobs that are left, and the outcome of each.
+"""The state of a run: its checkpoints, warnings about their weights, the jobs that are left, and the outcome of each.
 
 Local and Ray runs create a `Sweep`, measure its jobs, and pass it the results.
 """
@@ -133,7 +133,7 @@ class Sweep:
         content = self._files[i].identity.fingerprint
         try:
             return fingerprint.fingerprint(self._plan[i][0], weights, content, compute=weights.commit is None)
-        except ModelError:  # loading the checkpoint raises the same error and fails its unit only
+        except ModelError:  # loading it later raises the same error, and only this checkpoint fails
             return fingerprint.fingerprint(self._plan[i][0], weights, content)
 
     def _check_weights(self) -> list[fingerprint.Flag]:
@@ -215,7 +215,7 @@ class Sweep:
         """Record the result of the job of checkpoint i, and update `run.json`."""
         if result.weights is not None:
             self._prints[i] = result.weights
-            # Workers that run at the same time do not see each other's weights, so equal weights show only here.
+            # Workers that run at the same time do not see each other's weights, so equal weights are found only here.
             late = [f for f in fingerprint.flags_of(result.weights, self._suite(i)) if f.text not in self._flags_of(i)]
             self._flags += late
             if late and not self.options.accept:
@@ -241,7 +241,7 @@ class Sweep:
         self.watcher.end(ref, None)
 
     def _held(self, i: int, lacking: dict[str, str]) -> dict[str, str]:
-        """Tables of the unit -> keys, without those of the measures that have no results."""
+        """Table of checkpoint i -> its key, without the tables of measures that have no results."""
         gone = {table.name for name in lacking for table in self.request.measures[name].tables}
         return {name: key for name, key in self._keys[i].items() if name not in gone}
 

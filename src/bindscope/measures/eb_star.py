@@ -1,6 +1,7 @@
-"""EB*: the difference in BSI between the highest head of a layer and the layer's mean, at the best layer (Tran 2026).
+"""EB*: the largest BSI of a head in a layer minus the mean BSI of the layer's heads, at the best layer (Tran 2026).
 
-BSI[l, h] is the mean over pairs i > j of A[s_i, s_j]; EB[l] = max_h BSI - mean_h BSI; EB* = max_l EB[l]. The mean over
+A is the attention of head h in layer l; s_i is the position of token i of the term. BSI[l, h], the binding strength of
+the head, is the mean over pairs i > j of A[s_i, s_j]; EB[l] = max_h BSI - mean_h BSI; EB* = max_l EB[l]. The mean over
 all pairs falls with the number of tokens k: a head that always attends to the previous token has BSI = 2 / k.
 """
 
@@ -59,7 +60,7 @@ def eb_star(view: SpanView) -> Values:
 
 
 def at_best_head(view: SpanView, values: np.ndarray) -> np.ndarray:
-    """The values (n,) at the head with the largest BSI in the layer of EB*.
+    """The values (n,) at the head with the largest BSI in the layer with the largest EB.
 
     view: the spans
     values: (n, L, H) a value of every head

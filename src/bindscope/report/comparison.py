@@ -26,7 +26,7 @@ from bindscope.tables.run import RunTables
 
 
 def write_comparison(first: RunTables, second: RunTables) -> tuple[Path, Changes]:
-    """Write compared.html into the first folder. Raises RequestError where the two share nothing."""
+    """Write compared.html into the first folder. Raises RequestError where they share no checkpoint or prompt."""
     found = changes(first, second)
     found = replace(found, notes=(*_made(first.store, second.store), *found.notes))
     figure, listed = _figure(found), [*_claims(first, second), _checkpoints(found), _terms(found)]
@@ -50,7 +50,7 @@ def write_comparison(first: RunTables, second: RunTables) -> tuple[Path, Changes
 
 
 def _made(first: Store, second: Store) -> Iterator[str]:
-    """Where the two were not made alike: protocol, dtype, versions, weights."""
+    """What differs in how the two runs were made: protocol, dtype, versions, weights."""
     sides = [_provenances(store) for store in (first, second)]
     shared = [key for key in sides[0] if key in sides[1]]
     seen = set[str]()
@@ -63,7 +63,9 @@ def _made(first: Store, second: Store) -> Iterator[str]:
             if ways[0][name] != ways[1][name]
         ]
         if a["identity"]["fingerprint"] != b["identity"]["fingerprint"]:
-            differences.append(f"Weights: {key[0]} at {key[1]} has other files in the second run (fingerprints differ)")
+            differences.append(
+                f"Weights: {key[0]} at {key[1]} has different weight files in the second run (fingerprints differ)"
+            )
         yield from (text for text in differences if text not in seen)
         seen.update(differences)
 
@@ -78,7 +80,7 @@ def _provenances(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _in_words(found: Changes) -> list[str]:
-    """In words, at the last shared checkpoint of each suite."""
+    """The differences in words, at the last shared checkpoint of each suite."""
     out = []
     for suite, part in found.checkpoints.groupby("suite", sort=False):
         final = part[part["revision"] == part["revision"].iloc[-1]]
@@ -86,7 +88,10 @@ def _in_words(found: Changes) -> list[str]:
             f"{r['quantity']} {number(r['difference'])} {span(r['low'], r['high'])}".strip()
             for r in final.to_dict("records")
         )
-        out.append(f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: first minus second run, {each}.")
+        out.append(
+            f"{line(str(suite))}, {line(str(final['revision'].iloc[0]))}: "
+            f"difference (first minus second run) of {each}."
+        )
     return out
 
 
@@ -111,7 +116,7 @@ def _figure(found: Changes) -> Figure:
             alt.layer(threshold_rule(0), bars, dots).properties(width=420, height=alt.Step(22), title=quantity)
         )
     clear = int(((table["low"].astype(float) > 0) | (table["high"].astype(float) < 0)).sum())
-    text = f"{count(len(table), 'difference')}; the 95% interval of {clear} leaves out zero. " + " ".join(
+    text = f"{count(len(table), 'difference')}; for {clear} of them the 95% interval excludes zero. " + " ".join(
         _in_words(found)
     )
     return Figure(
@@ -125,7 +130,7 @@ def _figure(found: Changes) -> Figure:
 
 
 def _claims(first: RunTables, second: RunTables) -> Iterator[Table]:
-    """What each claim comes to in both runs; nothing where one of them asked no questions."""
+    """The state of each claim in both runs; no table where one of the runs has no recognition questions."""
     if not (first.has_questions and second.has_questions):
         return
     analyses = [analyse(run) for run in (first, second)]
@@ -141,8 +146,8 @@ def _claims(first: RunTables, second: RunTables) -> Iterator[Table]:
     yield Table(
         name="change-claims",
         title="Claims in both runs",
-        note="What each claim comes to: whether it holds as published, and when controlled. A different state is no "
-        "test of a difference; the tables below have those.",
+        note="Whether each claim holds as published and as controlled. Two different states do not show that the runs "
+        "differ; the tables below test the differences.",
         head=["Suite", "Claim", "First", "Second"],
         rows=rows,
         data=pd.DataFrame(
