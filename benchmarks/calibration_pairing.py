@@ -154,7 +154,7 @@ def main() -> None:
     )
     print("`pooled`, a grid of 8 and one of 16 terms with ten times the scale; an eighth shared, nothing paired:\n")
     heads = ["one-sided", "two-sided", "KS", "excess covers", "interaction covers", "percentile covers"]
-    markdown(["", *heads], [["pooled", *pooled_row()]])
+    markdown(["grids", *heads], [["pooled", *pooled_row()]])
     print("Power of `pairing_test`, one-sided, where each term adds so many scales of the noise:\n")
     markdown(["grids", "terms", *map(str, EFFECTS)], power_rows())
     print(f"({time.perf_counter() - began:.0f} s)", file=sys.stderr)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import bindscope as bs
 import models
 from bindscope.engine.capture import TextInput
 from bindscope.engine.data import Needs, together
@@ -167,3 +168,40 @@ def test_a_measure_that_fails_is_named_and_others_go_on(model: PreTrainedModel) 
             measure_grid(engine, _grid(), [registry.built_in()["previous_token_match"]])
     assert list(values.value) == ["eb_star"]
     assert values.failures == {"wrong": "the measure wrong is left out: ZeroDivisionError: by design"}
+
+
+@pytest.mark.parametrize(("step", "bound"), [(0, False), (6000, True)])
+def test_terms_of_tiny_stand_out_when_it_is_trained(step: int, bound: bool) -> None:
+    """Before training nothing tells a term from its recombinations; after it the conjunction does, in later layers."""
+    found = bs.pairings(bs.load("tiny", step), terms=["set-A", "set-B"], references=False)
+    assert not found.failures
+    rows = found.frame.set_index("quantity")
+    assert (rows["n"] == 10).all()
+    conjunction = rows.loc["conjunction"]
+    assert (conjunction["p"] < 0.001) == (conjunction["p_layers"] < 0.001) == (conjunction["low"] > 0.5) == bound
+    assert conjunction["excess"] == pytest.approx(conjunction["value"] - conjunction["expected"], abs=0.02)
+    layers = found.layers[found.layers["quantity"] == "conjunction"].set_index("layer")
+    assert list(layers.index) == [0, 1, 2, 3, 4]
+    assert layers.loc[0, "p"] > 0.3
+    if not bound:
+        assert (rows["p"] > 0.05).all()
+        assert ((rows["low"] < 0.5) & (rows["high"] > 0.5)).all()
+    assert set(found.left_out["group"]) == {"terms"}
+    assert found.left_out["reason"].str.len().min() > 0
+
+
+def test_random_weights_read_nothing(words: PreTrainedTokenizerFast) -> None:
+    """Words of two tokens in a model with random weights: the interval of each quantity holds 0.5."""
+    kind, config = models.ARCHITECTURES["llama"]
+    model = models.build(kind, config | {"vocab_size": len(words)})
+    found = bs.pairings(model, words, "a11y-41", permutations=999)
+    assert set(found.frame["group"]) == {"one-word units"}  # this tokenizer cuts the others into too many tokens
+    assert ((found.frame["low"] < 0.5) & (found.frame["high"] > 0.5)).all()
+    assert set(found.left_out["group"]) == {"terms", "random pairs", "familiar units", "one-word units"}
+
+
+def test_too_few_terms_are_named() -> None:
+    loaded = bs.load("tiny")
+    found = bs.pairings(loaded, terms=["screen reader", "skip link"], references=False)
+    assert found.frame.empty
+    assert found.left_out["reason"].str.contains("a grid needs 8").all()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from bindscope.checkpoints.load import Loaded
 from bindscope.engine.engine import Engine
-from bindscope.errors import RequestError
 from bindscope.measures.base import Measure, SpanMeasure
 from bindscope.measures.pairings import GridValues, measure_grid
 from bindscope.measures.registry import chosen
@@ -81,10 +80,8 @@ def compare_pairings(
     carriers: sentences with {term} in the place of the term; none for those that ship
     permutations: number of random pairings of the test
     seed: of these pairings
-    Raises RequestError without terms, MeasureError for numbers that are not finite.
+    Raises MeasureError for numbers that are not finite.
     """
-    if not terms:
-        raise RequestError("there are no terms to pair; give at least 8")
     sentences = tuple(carriers) or frames()["carriers"]
     groups = {ASKED: grids(terms, loaded.tokenizer, sentences, loaded.bos)}
     if references:

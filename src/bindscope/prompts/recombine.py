@@ -273,8 +273,9 @@ def _too_few(members: dict[str, _Placed], group: tuple[int, int, bool], least: i
     if len(members) >= least:
         return ""
     k, cut, in_word = group
-    what = "words" if in_word else "terms"
-    return f"only {len(members)} {what} have {k} tokens with {cut} of them in the head; a grid needs {least}"
+    n = len(members)
+    what = ("word" if in_word else "term") + (" has" if n == 1 else "s have")
+    return f"only {n} {what} {k} tokens with {cut} of them in the head; a grid needs {least}"
 
 
 def _grid(
