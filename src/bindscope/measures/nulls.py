@@ -1,9 +1,10 @@
 """The window null: compares a term's value with the values of all windows of k tokens in the experiment's prompts.
 
 Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences form a separate
-pool, so adding control groups does not change the results of the questions. Texts that begin with the same tokens have
-the same attention in this part. So if two texts are equal up to the end of a window, the window is counted once.
-Otherwise ten windows of a sentence that is repeated three times would count as thirty.
+pool, so adding control groups does not change the results of the recognition and generation prompts. Texts that begin
+with the same tokens have the same attention within this shared beginning. So if two texts are equal up to the end of a
+window, the window is counted once. Otherwise, if three prompts begin with the same sentence, its ten windows would
+count as thirty.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def window_starts(length: int, k: int, forbidden: Iterable[int]) -> NDArray[np.i
 
 
 class NewWindows:
-    """Finds the windows of a text that did not occur in an earlier text."""
+    """Finds the windows of a text that are new: no earlier text equals it up to the end of the window."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[int, bool, bytes]] = set()
@@ -118,7 +119,7 @@ class WindowNull:
         self._samples.pop(pool, None)
 
     def compare(self, pool: Pool, value: float, start: int) -> dict[str, Any]:
-        """The columns of `schema.null_columns` and the means of the list columns, for one value.
+        """The columns of `schema.null_columns` for one value, and the columns in `null_means` averaged over the pool.
 
         pool: the windows to compare with
         value: the leading value of the term's span
