@@ -1,4 +1,7 @@
-"""EB*_mass: as EB*, but attention to the term's earlier tokens is summed, so that its upper limit is 1 at every k.
+"""EB*_mass: as EB*, but from mass instead of BSI.
+
+Mass sums a token's attention to the term's earlier tokens, so it is 1 at every k for a head that attends only to them.
+BSI, a mean over pairs, is then at most 2 / k.
 
 mass[l, h] is the mean over i > 1 of sum_{j < i} A[s_i, s_j], where A is the attention of head h in layer l and s_i the
 position of the i-th of the term's k tokens. It equals BSI at k = 2.
@@ -37,7 +40,7 @@ from bindscope.schema import Column
 )
 def mass(view: SpanView) -> Values:
     """EB*_mass (n,) and the mass of every head (n, L, H)."""
-    row_ends = np.cumsum(np.arange(view.k))  # pairs with later token i (from 0): row_ends[i - 1] to row_ends[i]
+    row_ends = np.cumsum(np.arange(view.k))  # pairs are ordered by their later token; those of token i, from 0, end at row_ends[i]
     sums = [view.pairs[..., row_ends[i - 1] : row_ends[i]].sum(-1) for i in range(1, view.k)]
     each = np.stack(sums, -1).mean(-1)  # (n, L, H)
     return {"eb_star_mass": (each.max(2) - each.mean(2)).max(1), "mass": each}

@@ -1,10 +1,10 @@
 """The window null: compares a term's value with the values of all windows of k tokens in the experiment's prompts.
 
-Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences form a separate
-pool, so adding control groups does not change the results of the recognition and generation prompts. Texts that begin
-with the same tokens have the same attention within this shared beginning. So if two texts are equal up to the end of a
-window, the window is counted once. Otherwise, if three prompts begin with the same sentence, its ten windows would
-count as thirty.
+Windows do not overlap the prompt's own term, position 0 or special tokens. Windows in carrier sentences,
+where the control groups stand, form a separate pool. So adding control groups does not change the excess and percentile
+of terms in the recognition and generation prompts. Texts that begin with the same tokens have the same attention within
+this shared beginning. So if two texts are equal up to the end of a window, the window is counted once. Without this
+rule, the ten windows of a sentence with which three prompts begin would count as thirty.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Windows:
     """The windows of one pool.
 
     prompts, starts, values: each prompt, with the start positions (n,) and values (n,) of its windows
-    sums: name of a column that holds lists -> sum of its lists over the windows
+    sums: for each column in `null_means`, the elementwise sum of its lists over all windows
     """
 
     prompts: list[str] = field(default_factory=list)
