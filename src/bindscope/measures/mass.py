@@ -40,7 +40,8 @@ from bindscope.schema import Column
 )
 def mass(view: SpanView) -> Values:
     """EB*_mass (n,) and the mass of every head (n, L, H)."""
-    row_ends = np.cumsum(np.arange(view.k))  # pairs are ordered by their later token; those of token i, from 0, end at row_ends[i]
+    # Pairs are ordered by their later token; those of token i, counted from 0, end at row_ends[i].
+    row_ends = np.cumsum(np.arange(view.k))
     sums = [view.pairs[..., row_ends[i - 1] : row_ends[i]].sum(-1) for i in range(1, view.k)]
     each = np.stack(sums, -1).mean(-1)  # (n, L, H)
     return {"eb_star_mass": (each.max(2) - each.mean(2)).max(1), "mass": each}
