@@ -10,8 +10,8 @@ import pandas as pd
 
 from bindscope.schema import LEADING, PER_PROMPT, Table
 from bindscope.stats.correlate import Undefined, clustered_repeated
-from bindscope.stats.resample import cluster_mean
 from bindscope.tables.observations import own_prompts
+from bindscope.tables.summary import mean_columns
 
 _PLACE = ["suite", "revision", "step"]
 
@@ -39,20 +39,12 @@ def by_measure(binding: pd.DataFrame, table: Table) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(_PLACE, place, strict=True))
         for name, column in columns.items():
             if column in part:
-                row |= _interval(part, column, name)
+                row |= mean_columns(part, column, name)
         if table.by_layer:
             layers = part[table.by_layer].dropna()
             row["by_layer"] = np.mean(np.stack(layers.to_list()), 0).tolist() if len(layers) else None
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
-    kept = part[part[column].notna()]
-    if kept.empty:
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
-    mean = cluster_mean(kept[column].astype(float), kept["term"])
-    return {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high, f"{name}_n": len(kept)}
 
 
 def with_knowing(binding: pd.DataFrame, observations: pd.DataFrame, table: Table) -> pd.DataFrame:

@@ -39,14 +39,20 @@ def by_checkpoint(
             if not table.empty:
                 part = table[(table["suite"] == suite) & (table["revision"] == revision)]
                 for column, name in columns.items():
-                    row |= _interval(part, column, name)
+                    row |= mean_columns(part, column, name)
         if not recognition.empty:
             row["chance"] = float((1 / recognition["choices"].map(len)).mean())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _interval(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
+def mean_columns(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
+    """The columns name, name_low, name_high and name_n: mean, its 95% bootstrap interval over terms, number of values.
+
+    part: a row per prompt, with the column `term`
+    column: the column that is averaged
+    name: name of the mean
+    """
     kept = part[part[column].notna()]
     if kept.empty:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan, f"{name}_n": 0}
