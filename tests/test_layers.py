@@ -23,12 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "yamlfile": {"errors"},
     "prompts": {"errors", "records", "yamlfile"},
     "checkpoints": {"errors", "records", "yamlfile"},
+    "plugins": set(),
     "store": {"errors", "records", "schema"},
     "experiment": {"errors", "records", "prompts", "yamlfile"},
     "stats": {"errors"},
     "charts": set(),
     "engine": {"errors", "records", "prompts", "checkpoints"},
-    "measures": {"errors", "records", "schema", "prompts", "engine"},
+    "measures": {"errors", "records", "schema", "plugins", "prompts", "engine"},
     "execute": {
         *("errors", "records", "schema", "prompts", "checkpoints", "store", "experiment", "engine", "measures")
     },
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "recombined": {"errors", "records", "prompts", "checkpoints", "engine", "measures", "stats"},
     "measured": {"errors", "records", "charts"},
     "tables": {"errors", "schema", "store", "stats"},
-    "claims": {"errors", "store", "stats", "tables", "charts"},
+    "claims": {"errors", "plugins", "store", "stats", "tables", "charts"},
     "replicate": {"errors", "records", "prompts", "stats", "claims"},
     "report": {"errors", "records", "schema", "store", "tables", "charts", "claims"},
     "export": {"errors", "records", "schema", "prompts", "store", "experiment"},
@@ -56,7 +57,19 @@ ALLOWED: dict[str, set[str]] = {
 }
 #: Parts that only read results or declare things: they load neither torch nor transformers.
 TORCH_FREE = {
-    *("errors", "records", "schema", "yamlfile", "prompts", "store", "experiment", "stats", "charts", "measures"),
+    *(
+        "errors",
+        "records",
+        "schema",
+        "yamlfile",
+        "plugins",
+        "prompts",
+        "store",
+        "experiment",
+        "stats",
+        "charts",
+        "measures",
+    ),
     *("measured", "tables", "claims", "replicate", "report", "export", "terminal", "cli", "api", "__init__"),
 }
 

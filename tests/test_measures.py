@@ -362,3 +362,12 @@ def test_the_schema_takes_what_fits() -> None:
     assert rows.to_pylist() == [{"x": 0.5, "why": None}, {"x": None, "why": "too short"}]
     assert rows.schema.field("x").metadata[b"range"] == b"[0, 1]"
     assert "| `x` | number | a number; may be missing: see `why` | 0 to 1 |" in markdown([table])
+
+
+def test_a_taken_name_of_a_package_is_said_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of faults of installed packages is cached; a run of many checkpoints must not add to it."""
+    offered = ({"sink": registry.built_in()["mass"]}, list[str]())
+    monkeypatch.setattr(registry, "installed", lambda: offered)
+    for _ in range(2):
+        _, faults = registry.chosen(["eb_star"])
+        assert faults == ["the measure sink of an installed package is left out: bindscope has a measure of this name"]

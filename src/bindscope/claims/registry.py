@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 import bindscope.claims as package
 from bindscope.claims.base import Claim
+from bindscope.plugins import importable
 
 #: Installed packages offer claims under this group of entry points.
 GROUP = "bindscope.claims"
@@ -71,7 +70,7 @@ def imported(spec: str) -> object:
     folder, _, module = where.rpartition("/")
     if not module or not name:
         raise NoClaim(f"{spec!r} is not of the form module:name")
-    with _importable(folder):
+    with importable(folder):
         loaded = importlib.import_module(module)
     if folder and not _lies_in(loaded, folder):
         raise NoClaim(f"another module called {module} is loaded from {loaded.__file__}; rename the one in {folder}")
@@ -82,20 +81,6 @@ def imported(spec: str) -> object:
 
 def _lies_in(module: ModuleType, folder: str) -> bool:
     return module.__file__ is not None and Path(module.__file__).resolve().is_relative_to(Path(folder).resolve())
-
-
-@contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    """Modules in the folder can be imported inside the block."""
-    if not folder:
-        yield
-        return
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def in_a_line(error: Exception) -> str:

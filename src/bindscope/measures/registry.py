@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 
 from bindscope import measures as package
 from bindscope.errors import BindscopeError, RequestError, UnknownName
 from bindscope.measures.base import Measure
+from bindscope.plugins import importable
 from bindscope.schema import PROMPTS, Table
 
 GROUP = "bindscope.measures"
@@ -73,7 +72,7 @@ def chosen(asked: Sequence[str], more: Iterable[Measure] = ()) -> tuple[dict[str
     """
     outside, faults = installed()
     known = built_in() | {name: m for name, m in outside.items() if name not in built_in()}
-    faults += [
+    taken = [
         f"the measure {name} of an installed package is left out: bindscope has a measure of this name"
         for name in outside.keys() & built_in().keys()
     ]
@@ -89,7 +88,7 @@ def chosen(asked: Sequence[str], more: Iterable[Measure] = ()) -> tuple[dict[str
     for measure in more:
         _add(selected, checked(measure, "an entry of measures="), known)
     implied = [name for m in selected.values() for name in m.implies]
-    return selected | {name: known[name] for name in implied if name not in selected}, faults
+    return selected | {name: known[name] for name in implied if name not in selected}, [*faults, *taken]
 
 
 def load(name: str) -> Measure:
@@ -101,26 +100,12 @@ def load(name: str) -> Measure:
     folder, _, spec = name.rpartition("/")
     module, _, attribute = spec.partition(":")
     try:
-        with _importable(folder):
+        with importable(folder):
             value = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # importing runs the user's code, which can raise anything
         reason = f"{type(error).__name__}: {error}"
         raise RequestError(f"the measure {name} cannot be loaded: {' '.join(reason.split())}") from error
     return checked(value, name)
-
-
-@contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    """Within this block the modules of a folder can be imported; "" for no folder."""
-    if not folder:
-        yield
-        return
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def checked(value: object, what: str) -> Measure:
